@@ -1,0 +1,53 @@
+# Everything runs in .venv, which `make install` makes; nothing else on the machine is touched.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_OUT ?= runs/digits
+
+# The first Python that is here, works and is new enough; override with `make PYTHON=...`.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& { echo "$$python"; break; }; done)
+
+.PHONY: help install demo test lint types bench docs clean
+.DEFAULT_GOAL := help
+
+help: ## list what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv and install hwnas with its tested dependencies, once
+
+# Redone where the packages asked for have changed. The stamp comes last: a broken install is redone.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "hwnas needs Python 3.11, 3.12 or 3.13: make PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: install ## go from this machine to a verified engine on handwritten digits
+	$(BIN)/hwnas run examples/digits.toml --out $(DEMO_OUT)
+
+test: lint types ## all checks: lint, types, import contracts, tests with branch coverage
+	$(BIN)/pytest --doctest-modules --cov hwnas profilers export tests
+
+lint: install ## style, format and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: install ## mypy, strict
+	$(BIN)/mypy
+
+bench: install ## run every benchmark; results go to benchmarks/results
+	@set -e; for script in benchmarks/*.py; do \
+		test -f "$$script" || { echo "no benchmarks yet"; break; }; \
+		echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: install ## write the command line reference again
+	$(BIN)/python -m hwnas.cli.reference docs/cli.md
+
+clean: ## remove caches, builds and .venv; runs/ is kept
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -f .coverage .coverage.*
+	find hwnas profilers export tests -name __pycache__ -type d -prune -exec rm -rf {} +

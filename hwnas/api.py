@@ -1,0 +1,66 @@
+"""The public functions of hwnas, one per command, with the command's names and defaults.
+
+    import hwnas.api
+    table = hwnas.api.profile("digits", "onnxruntime-cpu", Path("digits.jsonl"))
+
+A function's module is imported when the function is first asked for, so that importing this one
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hwnas.pipeline import run
+    from hwnas.stages.calibrate import calibrate
+    from hwnas.stages.derive import derive
+    from hwnas.stages.doctor import doctor
+    from hwnas.stages.export import export
+    from hwnas.stages.profile import profile
+    from hwnas.stages.report import report
+    from hwnas.stages.search import search
+    from hwnas.stages.teacher import teacher
+    from hwnas.stages.train import train
+    from hwnas.stages.verify import verify
+
+__all__ = [
+    "calibrate",
+    "derive",
+    "doctor",
+    "export",
+    "profile",
+    "report",
+    "run",
+    "search",
+    "teacher",
+    "train",
+    "verify",
+]
+
+FUNCTIONS = {
+    "doctor": "hwnas.stages.doctor:doctor",
+    "profile": "hwnas.stages.profile:profile",
+    "calibrate": "hwnas.stages.calibrate:calibrate",
+    "teacher": "hwnas.stages.teacher:teacher",
+    "search": "hwnas.stages.search:search",
+    "derive": "hwnas.stages.derive:derive",
+    "train": "hwnas.stages.train:train",
+    "export": "hwnas.stages.export:export",
+    "verify": "hwnas.stages.verify:verify",
+    "report": "hwnas.stages.report:report",
+    "run": "hwnas.pipeline:run",
+}
+"""Where each function is, by the name of its command; in the order of the loop."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, function = FUNCTIONS[name].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *FUNCTIONS])

@@ -1,0 +1,1 @@
+"""Errors, artifacts and strict decoding: what every layer stands on. Imports nothing heavy."""

@@ -1,0 +1,139 @@
+"""What this machine and this code are: the provenance that every artifact carries."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+RECORDED_PACKAGES = ("numpy", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pycuda")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The machine that something was measured on.
+
+    Attributes:
+        name: The processor's name, as the system gives it.
+        machine: The instruction set, e.g. `x86_64`.
+        cores: Logical cores that this process may use.
+        memory_mib: Physical memory; 0 where the system does not tell.
+        system: Operating system and release.
+        governor: Frequency governor of the first core; empty where not readable.
+    """
+
+    name: str
+    machine: str
+    cores: int
+    memory_mib: int
+    system: str
+    governor: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Who made an artifact: package, code, device, libraries, time."""
+
+    hwnas: str
+    git_commit: str
+    git_dirty: bool
+    python: str
+    packages: dict[str, str]
+    device: Device
+    utc: str
+
+
+@functools.cache
+def this_device() -> Device:
+    """Describe this machine."""
+    try:
+        memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, OSError, AttributeError):
+        memory_mib = 0
+    return Device(
+        name=_processor_name(),
+        machine=platform.machine(),
+        cores=usable_cores(),
+        memory_mib=memory_mib,
+        system=f"{platform.system()} {platform.release()}",
+        governor=_first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+    )
+
+
+def usable_cores() -> int:
+    """Return the logical cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def package_version(name: str) -> str:
+    """Return an installed package's version, or an empty string."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def provenance() -> Provenance:
+    """Describe this code, this machine and this moment."""
+    commit, dirty = _git_state()
+    versions = {name: package_version(name) for name in RECORDED_PACKAGES}
+    return Provenance(
+        hwnas=package_version("hwnas"),
+        git_commit=commit,
+        git_dirty=dirty,
+        python=platform.python_version(),
+        packages={name: version for name, version in versions.items() if version},
+        device=this_device(),
+        utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+@functools.cache
+def _git_state() -> tuple[str, bool]:
+    """Return the commit of the checkout that this package runs from, and whether it was edited."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "", False
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+    return head.stdout.strip(), bool(status.stdout.strip())
+
+
+def _processor_name() -> str:
+    """Return the processor's name; boards with a device tree name themselves there."""
+    board = _first_line("/proc/device-tree/model").rstrip("\0")
+    if board:
+        return board
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return ""

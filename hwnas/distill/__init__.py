@@ -1,0 +1,1 @@
+"""Cross-layer distillation: attention maps, tutor selection, teachers and their features."""

@@ -1,0 +1,73 @@
+"""Attention maps of layers, and how far a student's are from a teacher's.
+
+References:
+    Nath et al., RNAS-CL (arXiv 2301.08092), the cross-layer attention loss. Departures: each map is
+    normalized per sample (the released code normalizes over the batch), the squared distance is
+    used (as the paper has it, the code takes its root), and it is averaged over the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+def attention_maps(features: Sequence[Tensor], size: int) -> Tensor:
+    """Compute where each layer's activations are, as unit vectors of one common size.
+
+    A layer's map is the sum over channels of its squared activations, resized bilinearly.
+
+    Args:
+        features: One (batch, channels, height, width) tensor per layer.
+        size: Height and width of the common map.
+
+    Returns:
+        (batch, layers, size * size); every vector has length 1 (or 0, where a layer is all zero).
+    """
+    maps = []
+    for activation in features:
+        energy = activation.square().sum(dim=1, keepdim=True)  # (B, C, H, W) -> (B, 1, H, W)
+        if energy.shape[-2:] != (size, size):
+            energy = functional.interpolate(
+                energy, size=(size, size), mode="bilinear", align_corners=False
+            )
+        maps.append(energy.flatten(1))
+    return functional.normalize(torch.stack(maps, dim=1), dim=2)
+
+
+def attention_distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean squared distance of every student map from every teacher map.
+
+    As ||s - t||^2 = ||s||^2 + ||t||^2 - 2 s.t, all pairs cost one product of matrices.
+
+    Args:
+        student: (batch, student layers, positions)
+        teacher: (batch, teacher layers, positions)
+
+    Returns:
+        (student layers, teacher layers), averaged over the batch; at least 0.
+    """
+    products = torch.einsum("bsp,btp->st", student, teacher) / len(student)
+    student_norms = student.square().sum(2).mean(0)[:, None]
+    teacher_norms = teacher.square().sum(2).mean(0)[None, :]
+    return student_norms + teacher_norms - 2.0 * products
+
+
+def attention_loss(distances: Tensor, weights: Tensor) -> Tensor:
+    """Weigh the distances by each student layer's choice of tutor.
+
+    Args:
+        distances: (student layers, teacher layers)
+        weights: The same shape; each row sums to 1.
+
+    Returns:
+        A scalar: the weighted sum over all pairs, divided by their number (1/(n_s n_t)).
+    """
+    return (weights * distances).mean()

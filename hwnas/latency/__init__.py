@@ -1,0 +1,1 @@
+"""Latency of a genotype, expected latency of a supernet, and what calibrates both."""

@@ -1,0 +1,291 @@
+"""`hwnas run`: the stages composed; resumable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from hwnas.core.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from hwnas.space.spec import SpaceSpec
+    from hwnas.stages.config import RunConfig
+    from hwnas.stages.verify import VerifyResult
+    from hwnas.verify.verification import Verification
+    from hwnas_profilers.table import LatencyTable
+
+TABLE_FILE = "table.jsonl"
+TEACHER = "teacher"
+SEARCH = "search"
+GENOTYPE_FILE = "genotype.json"
+NETWORK = "network"
+ENGINE = "engine"
+VERIFIED = "verification"
+SUMMARY_FILE = "summary.json"
+CONFIG_FILE = "config.json"
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfTwinAndEngine:
+    """One figure of the PyTorch twin and of the engine."""
+
+    twin: float
+    engine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParitySummary:
+    """Agreement of engine and twin on the test images."""
+
+    max_abs_diff: float | None
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The result of a run: the content of `summary.json`.
+
+    Attributes:
+        budget_ms: Bound on the latency.
+        predicted_ms: Latency that the table predicted.
+        measured_ms: Latency of the engine as `verify` measured it (median).
+        params: Trained parameters.
+        macs: Multiply-accumulates per image.
+        clean_accuracy: On the test images.
+        robust_accuracy: On adversarial examples crafted on the twin.
+        black_box_accuracy: Of the engine, worst case per sample over replay and Square.
+        n: Test images.
+        eps: Size of the perturbation in pixel units.
+        parity: Agreement of engine and twin.
+        gates: Whether each gate was passed.
+        widths: Output width of each searched block.
+        bundle: Folder of the bundle.
+        report: The HTML page.
+    """
+
+    budget_ms: float
+    predicted_ms: float
+    measured_ms: float
+    params: int
+    macs: int
+    clean_accuracy: OfTwinAndEngine
+    robust_accuracy: OfTwinAndEngine
+    black_box_accuracy: float
+    n: int
+    eps: float
+    parity: ParitySummary
+    gates: dict[str, bool]
+    widths: tuple[int, ...]
+    bundle: str
+    report: str
+
+
+def run(config: Path, out: Path, *, progress: Progress = SILENT) -> Summary:
+    """Go from a device to a verified bundle: all stages, resumed where they stopped.
+
+    Profile, calibrate, teacher, search, derive, train, export, verify, bundle. Interrupted at any
+    moment and run again, it repeats no finished stage and goes on with the running one.
+
+    Args:
+        config: TOML file of settings.
+        out: Folder of the run.
+        progress: Where to report.
+
+    Returns:
+        The run's figures, also in `summary.json`.
+
+    Raises:
+        ConfigError: A setting is unknown, of a wrong type or out of range.
+        BudgetError: No network of the space meets the budget.
+        GateFailedError: The engine failed a gate. Bundle, report and summary are written, and the
+            summary is its `result`.
+    """
+    from hwnas.stages.config import load_config
+
+    return _run(load_config(config), config, out, progress)
+
+
+def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) -> Summary:
+    from hwnas.core.artifacts import write_atomically
+    from hwnas.core.decoding import encode_json
+    from hwnas.core.errors import GateFailedError
+    from hwnas.data.sources import load_data
+    from hwnas.latency.model import LatencyModel
+    from hwnas.search.derive import check_budget
+    from hwnas.space.spec import space_spec
+    from hwnas.stages.export import export
+    from hwnas.stages.report import report
+    from hwnas.stages.search import make_search
+    from hwnas.stages.spaces import space_of_table
+    from hwnas.stages.teacher import make_teacher
+    from hwnas.stages.train import make_network
+
+    data = load_data(config.data)
+    spec = space_spec(
+        config.space.name, image_shape=data.image_shape, classes=len(data.class_names)
+    )
+    write_atomically(out / CONFIG_FILE, encode_json(config, indent=2))
+    table = _table(config, spec, out, progress)
+    latency = LatencyModel(space_of_table(table), table)
+    budget_ms = config.budget.resolve_ms(latency.range_ms())
+    check_budget(latency, budget_ms)  # before hours are spent on training
+
+    make_teacher(config, out / TEACHER, progress=progress)
+    make_search(config, table.path, out / TEACHER, out / SEARCH, progress=progress)
+    _derive(config, table.path, budget_ms, out, progress)
+    make_network(
+        config, out / GENOTYPE_FILE, out / TEACHER, out / SEARCH, out / NETWORK, progress=progress
+    )
+    export(out / NETWORK, out / ENGINE, progress=progress)
+    verification = _verify(out, progress)
+    page = Path(report(out).report)
+    bundle = _bundle(config_path, out, page)
+    summary = _summary(verification, out, bundle, page)
+    write_atomically(out / SUMMARY_FILE, encode_json(summary, indent=2))
+    try:
+        verification.require()
+    except GateFailedError as error:
+        error.result = summary
+        raise
+    return summary
+
+
+def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) -> LatencyTable:
+    """Measure and calibrate the table, or check the one that was given."""
+    from hwnas.core.environment import this_device
+    from hwnas.stages.calibrate import make_calibration
+    from hwnas.stages.profile import make_table
+    from hwnas_profilers.table import LatencyTable
+
+    target, threads = config.target.name, config.target.threads
+    if config.table.path:
+        table = LatencyTable.read(Path(config.table.path))
+        table.require(
+            target=target,
+            threads=threads,
+            space_fingerprint=spec.fingerprint,
+            device=this_device().name,
+        )
+        return table
+    path = out / TABLE_FILE
+    table = make_table(
+        spec, target, path, threads=threads, settings=config.table.timing, progress=progress
+    )
+    if table.calibration is None:
+        make_calibration(
+            path,
+            networks=config.table.networks,
+            holdout=config.table.holdout,
+            settings=config.table.network_timing,
+            seed=config.seed,
+            progress=progress,
+        )
+        table = LatencyTable.read(path)
+    return table
+
+
+def _derive(
+    config: RunConfig, table: Path, budget_ms: float, out: Path, progress: Progress
+) -> None:
+    """Derive, or find it done: a genotype of the same search, table and budget is kept."""
+    from hwnas.core.artifacts import sha256_of_file
+    from hwnas.core.decoding import read_json
+    from hwnas.search.records import Derivation
+    from hwnas.stages.derive import make_derivation
+    from hwnas.stages.search import SEARCH_FILE
+
+    path = out / GENOTYPE_FILE
+    if path.is_file():
+        before = read_json(path, Derivation)
+        now = (sha256_of_file(table), sha256_of_file(out / SEARCH / SEARCH_FILE), budget_ms)
+        if (before.table_sha256, before.search_sha256, before.budget_ms) == now:
+            progress.say(f"derive: {path} is finished already")
+            return
+    make_derivation(
+        out / SEARCH,
+        table,
+        budget_ms,
+        path,
+        measure=True,
+        settings=config.table.network_timing,
+        progress=progress,
+    )
+
+
+def _verify(out: Path, progress: Progress) -> Verification:
+    """Verify the engine, or find it verified. A failed gate is data here."""
+    from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
+    from hwnas.core.decoding import encode_json, read_json
+    from hwnas.core.errors import GateFailedError
+    from hwnas.stages.artifacts import is_current
+    from hwnas.stages.bundle import VERIFICATION_FILE
+    from hwnas.stages.verify import verify
+    from hwnas.verify.verification import Verification
+
+    folder = out / VERIFIED
+    inputs = {"engine": sha256_of_file(out / ENGINE / MANIFEST)}
+    if is_current(folder, kind="verify", settings={}, inputs=inputs):
+        progress.say(f"verify: {folder} is finished already")
+        return read_json(folder / VERIFICATION_FILE, Verification)
+    try:
+        result = verify(out / ENGINE, progress=progress)
+    except GateFailedError as error:
+        result = cast("VerifyResult", error.result)
+    with new_artifact(folder, ManifestDraft(kind="verify", inputs=inputs)) as new:
+        (new / VERIFICATION_FILE).write_bytes(encode_json(result.verification, indent=2))
+    return result.verification
+
+
+def _bundle(config: Path, out: Path, page: Path) -> Path:
+    """Gather what is handed over: the engine's bundle, its verification and the report."""
+    import shutil
+
+    from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
+    from hwnas.stages.bundle import ENGINE_FILES, REPORT_FILE, VERIFICATION_FILE
+    from hwnas.stages.calls import call_text
+
+    draft = ManifestDraft(
+        kind="export",
+        call=call_text("run", config=config, out=out),
+        inputs={
+            "engine": sha256_of_file(out / ENGINE / MANIFEST),
+            "verification": sha256_of_file(out / VERIFIED / MANIFEST),
+        },
+    )
+    with new_artifact(out / BUNDLE, draft, checksums=True) as folder:
+        for name in ENGINE_FILES:
+            shutil.copyfile(out / ENGINE / name, folder / name)
+        shutil.copyfile(out / VERIFIED / VERIFICATION_FILE, folder / VERIFICATION_FILE)
+        shutil.copyfile(page, folder / REPORT_FILE)
+    return out / BUNDLE
+
+
+def _summary(verification: Verification, out: Path, bundle: Path, page: Path) -> Summary:
+    from hwnas.core.decoding import read_json
+    from hwnas.search.records import Derivation
+
+    derivation = read_json(out / GENOTYPE_FILE, Derivation)
+    assert verification.latency is not None
+    clean, robust = verification.clean_accuracy, verification.robust_accuracy
+    return Summary(
+        budget_ms=derivation.budget_ms,
+        predicted_ms=derivation.predicted_ms,
+        measured_ms=verification.latency.median_us / 1e3,
+        params=derivation.params,
+        macs=derivation.macs,
+        clean_accuracy=OfTwinAndEngine(twin=clean.twin.value, engine=clean.engine.value),
+        robust_accuracy=OfTwinAndEngine(twin=robust.twin.value, engine=robust.engine.value),
+        black_box_accuracy=verification.black_box.worst_case.value,
+        n=clean.engine.n,
+        eps=verification.threat.eps_pixels,
+        parity=ParitySummary(
+            max_abs_diff=verification.parity.max_abs_diff,
+            agreement=verification.parity.agreement,
+        ),
+        gates={gate.name: gate.passed for gate in verification.gates},
+        widths=derivation.genotype.widths,
+        bundle=str(bundle),
+        report=str(page),
+    )

@@ -1,0 +1,1 @@
+"""Robustness: threat models in pixel units, attacks, and accuracies with their intervals."""

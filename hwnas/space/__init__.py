@@ -1,0 +1,1 @@
+"""Search spaces: blocks, genotypes, supernets and the operators that they are made of."""

@@ -1,0 +1,117 @@
+"""The bundle: an engine with everything that is needed to run it, rebuild it and check it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hwnas.core.artifacts import check_checksums, read_manifest
+from hwnas.core.decoding import read_json
+from hwnas.core.weights import read_weights
+from hwnas.data.sources import DataConfig
+from hwnas.robustness.threat import ThreatModel
+from hwnas.search.records import Derivation
+from hwnas.space.channel_space import ChannelSpace
+from hwnas.verify.verification import VerifySettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hwnas.data.images import Split
+    from hwnas.space.network import ChannelNetwork
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.safetensors"
+GENOTYPE_FILE = "genotype.json"
+CARD_FILE = "card.json"
+PARITY_FILE = "parity.json"
+VERIFICATION_FILE = "verification.json"
+REPORT_FILE = "report.html"
+ENGINE_FILES = (MODEL_FILE, WEIGHTS_FILE, GENOTYPE_FILE, CARD_FILE, PARITY_FILE)
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What one must know to run an engine and to judge it.
+
+    Attributes:
+        target: What it was searched, exported and measured for.
+        threads: Threads within an operator.
+        opset: ONNX opset of `model.onnx`.
+        input_name: Name of its input, float32 (batch, channels, height, width).
+        output_name: Name of its output, float32 logits (batch, classes).
+        image_shape: (channels, height, width) of an image.
+        pixel_range: Values that pixels take; normalization is inside the model.
+        class_names: One per logit.
+        data: What it was trained and is verified on.
+        threat: What it is attacked with.
+        verify: How it is verified.
+        budget_ms: Bound on its latency.
+        predicted_ms: Its latency as the table predicted it.
+        measured_ms: Its latency as measured when it was derived.
+        params: Its trained parameters.
+        macs: Its multiply-accumulates per image.
+        table_sha256: Hash of the latency table that it was searched with.
+        seed: Seed of the run.
+    """
+
+    target: str
+    threads: int
+    opset: int
+    input_name: str
+    output_name: str
+    image_shape: tuple[int, int, int]
+    pixel_range: tuple[float, float]
+    class_names: tuple[str, ...]
+    data: DataConfig
+    threat: ThreatModel
+    verify: VerifySettings
+    budget_ms: float
+    predicted_ms: float
+    measured_ms: float | None
+    params: int
+    macs: int
+    table_sha256: str
+    seed: int
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """An opened bundle whose every file has the hash that it was made with."""
+
+    card: ModelCard
+    derivation: Derivation
+    twin: ChannelNetwork
+    model: bytes
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Check a bundle's files and load what is in it. Nothing is compiled before its hash is known.
+
+    Raises:
+        ArtifactError: The folder is no bundle, or a file is missing or was changed.
+    """
+    read_manifest(path, kind="export")
+    check_checksums(path)
+    card = read_json(path / CARD_FILE, ModelCard)
+    derivation = read_json(path / GENOTYPE_FILE, Derivation)
+    twin = ChannelSpace(derivation.space).network(derivation.genotype)
+    read_weights(path / WEIGHTS_FILE, twin)
+    return Bundle(
+        card=card,
+        derivation=derivation,
+        twin=twin.eval(),
+        model=(path / MODEL_FILE).read_bytes(),
+    )
+
+
+def arrays_of(split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return a split's pixels in [0, 1] and its labels, as runners take them."""
+    pixels: NDArray[np.float32] = split.pixels().numpy()
+    labels: NDArray[np.int64] = split.labels.numpy()
+    return pixels, labels

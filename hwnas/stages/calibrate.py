@@ -1,0 +1,190 @@
+"""`hwnas calibrate`: whole networks correct what single operators say."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from hwnas.core.errors import ConfigError, LatencyTableMismatch
+from hwnas.core.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.space.genotype import Genotype
+    from hwnas_profilers.records import CalibrationRecord, ErrorFigures
+    from hwnas_profilers.timing import TimingSettings
+    from hwnas_profilers.workload import OperatorKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateResult:
+    """How well a calibrated table predicts networks that it has not seen."""
+
+    table: str
+    intercept_us: float
+    scale: float
+    fit: ErrorFigures
+    holdout: ErrorFigures
+    baselines: dict[str, ErrorFigures]
+    noise_floor_percent: float
+
+
+def calibrate(
+    table: Path,
+    space: str | None = None,
+    *,
+    networks: int = 12,
+    holdout: int = 24,
+    relative_width: float = 0.01,
+    max_samples: int = 400,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> CalibrateResult:
+    """Time whole networks on the target and fit the latency table to them.
+
+    The networks are drawn at random. The fit and its errors on the held-out networks are appended
+    to the table, beside those of simpler predictors.
+
+    Args:
+        table: A complete latency table of this machine.
+        space: Name of its space, to be sure of it.
+        networks: Networks to fit to.
+        holdout: Networks to judge the fit on.
+        relative_width: A network is finished once the 95 % interval of its median is narrower than
+            this share of the median.
+        max_samples: ... or at this many samples.
+        seed: Draws the networks.
+        progress: Where to report.
+
+    Returns:
+        The fit and its errors.
+
+    Raises:
+        LatencyTableError: The table is incomplete, of another machine, or of another space.
+        ConfigError: Too few networks.
+    """
+    from hwnas_profilers.table import LatencyTable
+    from hwnas_profilers.timing import TimingSettings
+
+    settings = TimingSettings(relative_width=relative_width, max_samples=max_samples, seed=seed)
+    header = LatencyTable.read(table).header
+    if space is not None and header.space != space:
+        raise LatencyTableMismatch(
+            f"{table} was measured for space `{header.space}`, not `{space}`",
+            hint=f"hwnas calibrate --table {table} --space {header.space}",
+        )
+    record = make_calibration(
+        table, networks=networks, holdout=holdout, settings=settings, seed=seed, progress=progress
+    )
+    return CalibrateResult(
+        table=str(table),
+        intercept_us=record.intercept_us,
+        scale=record.scale,
+        fit=record.fit,
+        holdout=record.holdout,
+        baselines=record.baselines,
+        noise_floor_percent=record.noise_floor_percent,
+    )
+
+
+def make_calibration(
+    path: Path,
+    *,
+    networks: int,
+    holdout: int,
+    settings: TimingSettings,
+    seed: int,
+    progress: Progress = SILENT,
+) -> CalibrationRecord:
+    """Measure networks, fit, and append the record to the table. Raises as `calibrate`."""
+    import numpy as np
+
+    from hwnas.core.environment import this_device
+    from hwnas.latency.calibration import calibration_record
+    from hwnas.latency.model import LatencyModel
+    from hwnas.stages.spaces import space_of_table
+    from hwnas_profilers.profiler import profile_networks
+    from hwnas_profilers.records import NetworkMeasurement
+    from hwnas_profilers.table import LatencyTable, TableAppender
+
+    if networks < 3 or holdout < 3:
+        raise ConfigError(f"calibration needs 3 networks and 3 held out, not {networks}, {holdout}")
+    table = LatencyTable.read(path)
+    header = table.header
+    table.require(device=this_device().name)
+    space = space_of_table(table)
+    LatencyModel(space, table)  # complains of a missing operator before anything is measured
+    genotypes = _distinct_genotypes(space, networks + holdout, np.random.default_rng(seed))
+    timings = profile_networks(
+        [space.workload(genotype) for genotype in genotypes],
+        target=header.target,
+        threads=header.threads,
+        settings=settings,
+        progress=progress,
+    )
+    measured = [
+        NetworkMeasurement(
+            choices=space.choices(genotype),
+            macs=space.macs(genotype),
+            statistics=timing.statistics,
+            first_us=timing.first_us,
+            second_us=timing.second_us,
+        )
+        for genotype, timing in zip(genotypes, timings, strict=True)
+    ]
+    keys = list(table.measurements)
+    counts = _operator_counts(space, genotypes, keys)
+    record = calibration_record(
+        keys=keys,
+        isolated_us=np.array([table.latency_us(key) for key in keys]),
+        counts=counts[:networks],
+        networks=measured[:networks],
+        holdout_counts=counts[networks:],
+        holdout_networks=measured[networks:],
+        seed=seed,
+        utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        settings=asdict(settings),
+    )
+    with TableAppender(path, header) as appender:
+        appender.append(record)
+    return record
+
+
+def _distinct_genotypes(
+    space: ChannelSpace, count: int, generator: np.random.Generator
+) -> list[Genotype]:
+    """Draw networks, each once.
+
+    Raises:
+        ConfigError: The space has fewer.
+    """
+    drawn: dict[Genotype, None] = {}
+    for _ in range(100 * count):
+        drawn[space.random_genotype(generator)] = None
+        if len(drawn) == count:
+            return list(drawn)
+    raise ConfigError(
+        f"{space.spec.name} has too few networks to draw {count} different ones",
+        hint="lower --networks and --holdout",
+    )
+
+
+def _operator_counts(
+    space: ChannelSpace, genotypes: Sequence[Genotype], keys: Sequence[OperatorKey]
+) -> NDArray[np.float64]:
+    """Count each network's operators, (networks, operators)."""
+    import numpy as np
+
+    column = {key: index for index, key in enumerate(keys)}
+    counts = np.zeros((len(genotypes), len(keys)))
+    for row, genotype in zip(counts, genotypes, strict=True):
+        for key in space.operators_of(genotype):
+            row[column[key]] += 1
+    return counts

@@ -1,0 +1,153 @@
+"""The settings of a whole run, as its TOML file holds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from hwnas.core.decoding import decode_toml
+from hwnas.core.errors import ConfigError
+from hwnas.data.sources import DataConfig
+from hwnas.robustness.threat import ThreatModel
+from hwnas.search.rnas_cl import SearchConfig
+from hwnas.training.student import TrainConfig
+from hwnas.training.teacher import TeacherConfig
+from hwnas.verify.verification import VerifySettings
+from hwnas_profilers.timing import TimingSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetConfig:
+    """What the network will run on.
+
+    Attributes:
+        name: A target that `hwnas doctor` calls usable.
+        threads: Threads within an operator.
+    """
+
+    name: str = "onnxruntime-cpu"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError(f"`threads` is at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceConfig:
+    """Which space is searched. Its images and classes are those of the data."""
+
+    name: str = "rnas-cl-xs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableConfig:
+    """Where the latency table comes from.
+
+    Attributes:
+        path: A table of this space and target that exists already; empty measures one.
+        timing: How long operators are timed, and how exactly.
+        network_timing: The same for whole networks.
+        networks: Whole networks that the table is calibrated with.
+        holdout: Whole networks that the calibration is judged on.
+    """
+
+    path: str = ""
+    timing: TimingSettings = field(default_factory=TimingSettings)
+    network_timing: TimingSettings = field(
+        default_factory=lambda: TimingSettings(relative_width=0.01, max_samples=400)
+    )
+    networks: int = 12
+    holdout: int = 24
+
+    def __post_init__(self) -> None:
+        if self.networks < 3 or self.holdout < 3:
+            raise ConfigError("`networks` and `holdout` are at least 3 each")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+    """The bound on latency: exactly one of the two.
+
+    Attributes:
+        ms: In milliseconds.
+        fraction: A place between the fastest (0) and the slowest (1) network of the space on the
+            target; for examples that must run on any machine.
+    """
+
+    ms: float | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.ms is None) == (self.fraction is None):
+            raise ConfigError(
+                "[budget] takes either `ms` or `fraction`", hint="e.g. `ms = 0.25` in [budget]"
+            )
+        if self.ms is not None and not (math.isfinite(self.ms) and self.ms > 0):
+            raise ConfigError(f"[budget] `ms` is a positive number, not {self.ms}")
+        if self.fraction is not None and not 0 <= self.fraction <= 1:
+            raise ConfigError(f"[budget] `fraction` is between 0 and 1, not {self.fraction}")
+
+    def resolve_ms(self, range_ms: tuple[float, float]) -> float:
+        """Return the budget in milliseconds, given the space's fastest and slowest latency."""
+        if self.ms is not None:
+            return self.ms
+        assert self.fraction is not None
+        low, high = range_ms
+        return low + self.fraction * (high - low)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that `hwnas run` can be told.
+
+    Attributes:
+        seed: Seed of everything that is drawn.
+    """
+
+    seed: int = 0
+    target: TargetConfig = field(default_factory=TargetConfig)
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    threat: ThreatModel = field(default_factory=ThreatModel)
+    table: TableConfig = field(default_factory=TableConfig)
+    budget: BudgetConfig = field(default_factory=lambda: BudgetConfig(fraction=0.5))
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    verify: VerifySettings = field(default_factory=VerifySettings)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"`seed` is at least 0, not {self.seed}")
+
+
+def load_config(
+    path: Path | None,
+    *,
+    data: str | None = None,
+    seed: int | None = None,
+    **sections: dict[str, Any],
+) -> RunConfig:
+    """Read a run's settings and put directly given ones before them.
+
+    Args:
+        path: The TOML file; None takes every default.
+        data: Source of the images.
+        seed: Seed of everything that is drawn.
+        **sections: Settings by section, e.g. `search={"epochs": 5}`; those that are None are left.
+
+    Raises:
+        InputFileError: The file is missing or unreadable.
+        ConfigError: A setting is unknown, of a wrong type, or contradicts another.
+    """
+    config = decode_toml(path, RunConfig) if path else RunConfig()
+    sections = {"data": {"source": data}, **sections}
+    for name, values in sections.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        config = replace(config, **{name: replace(getattr(config, name), **given)})
+    return config if seed is None else replace(config, seed=seed)

@@ -1,0 +1,191 @@
+"""`hwnas search`: the supernet, its choices and its tutors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from hwnas.core.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hwnas.stages.config import RunConfig
+
+SEARCH_FILE = "search.json"
+SUPERNET_FILE = "supernet.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search ended with.
+
+    Attributes:
+        search: Its folder.
+        budget_ms: Bound on the latency.
+        expected_ms: Expected latency of the supernet at the end.
+        epochs: Epochs run.
+        most_likely: Most likely width of each searched block, the budget aside.
+    """
+
+    search: str
+    budget_ms: float
+    expected_ms: float
+    epochs: int
+    most_likely: tuple[int, ...]
+
+
+def search(
+    table: Path,
+    teacher: Path,
+    out: Path,
+    *,
+    budget_ms: float | None = None,
+    config: Path | None = None,
+    data: str | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Search the space for a robust network within a latency budget.
+
+    Trains the supernet of the table's space by RNAS-CL: cross-entropy, KL to the teacher,
+    cross-layer attention with Gumbel tutor selection, and the expected latency, held under the
+    budget by a multiplier. Interrupted, it goes on after the last finished epoch.
+
+    Args:
+        table: Latency table of the space on the target.
+        teacher: Folder of a teacher.
+        out: Folder of the search.
+        budget_ms: Bound on the latency, in milliseconds; by default the [budget] of the config.
+        config: TOML file of `hwnas run`; its [data], [budget] and [search] are used.
+        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        epochs: Epochs of the search.
+        seed: Seed of everything that is drawn.
+        progress: Where to report.
+
+    Returns:
+        What the search ended with.
+
+    Raises:
+        BudgetError: No network of the space meets the budget.
+        ConfigError: A setting is unknown or out of range, or teacher and data do not fit.
+        LatencyTableError: The table cannot be used.
+        TrainingDivergedError: The loss is not finite; the last good checkpoint is kept.
+    """
+    from hwnas.stages.config import BudgetConfig, load_config
+
+    settings = load_config(config, data=data, seed=seed, search={"epochs": epochs})
+    if budget_ms is not None:
+        settings = replace(settings, budget=BudgetConfig(ms=budget_ms))
+    return make_search(settings, table, teacher, out, progress=progress)
+
+
+def search_settings(config: RunConfig, budget_ms: float) -> dict[str, Any]:
+    """Return what a search depends on, besides its inputs."""
+    import msgspec
+
+    return {
+        "seed": config.seed,
+        "budget_ms": budget_ms,
+        "data": msgspec.to_builtins(config.data),
+        "search": msgspec.to_builtins(config.search),
+    }
+
+
+def make_search(
+    config: RunConfig,
+    table_path: Path,
+    teacher_path: Path,
+    out: Path,
+    *,
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Search, or find the search done. Raises as `search`."""
+    from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
+    from hwnas.core.decoding import encode_json, read_json
+    from hwnas.core.weights import write_weights
+    from hwnas.data.sources import load_data
+    from hwnas.distill.teacher import load_teacher
+    from hwnas.latency.model import LatencyModel
+    from hwnas.search.records import SearchRecord
+    from hwnas.search.rnas_cl import search_supernet
+    from hwnas.stages.artifacts import is_current
+    from hwnas.stages.calls import call_text
+    from hwnas.stages.checks import check_images_fit
+    from hwnas.stages.spaces import space_of_table
+    from hwnas_profilers.table import LatencyTable
+
+    table = LatencyTable.read(table_path)
+    space = space_of_table(table)
+    latency = LatencyModel(space, table)
+    budget_ms = config.budget.resolve_ms(latency.range_ms())
+    attention_size = config.search.attention_size
+    teacher, teacher_spec = load_teacher(teacher_path, attention_size=attention_size)
+    settings = search_settings(config, budget_ms)
+    inputs = {
+        "table": sha256_of_file(table_path),
+        "teacher": sha256_of_file(teacher_path / MANIFEST),
+    }
+    if is_current(out, kind="search", settings=settings, inputs=inputs):
+        progress.say(f"search: {out} is finished already")
+        return read_json(out / "result.json", SearchResult)
+    data = load_data(config.data)
+    check_images_fit(data, space.spec.image_shape, space.spec.classes, what="the table's space")
+    check_images_fit(data, teacher_spec.image_shape, teacher_spec.classes, what="the teacher")
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    outcome = search_supernet(
+        space,
+        latency,
+        teacher,
+        data,
+        config.data,
+        config.search,
+        budget_ms=budget_ms,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        inputs=inputs,
+        progress=progress,
+    )
+    record = SearchRecord(
+        space=space.spec,
+        target=table.header.target,
+        budget_ms=budget_ms,
+        expected_ms=outcome.expected_ms,
+        log_probabilities=outcome.log_probabilities,
+        tutor_probabilities=outcome.tutor_probabilities,
+        student_layers=outcome.supernet.tap_names,
+        teacher_layers=teacher.layers,
+        attention_size=attention_size,
+        seed=config.seed,
+    )
+    result = SearchResult(
+        search=str(out),
+        budget_ms=budget_ms,
+        expected_ms=outcome.expected_ms,
+        epochs=len(outcome.history),
+        most_likely=tuple(
+            options[row.index(max(row))]
+            for options, row in zip(space.options, outcome.log_probabilities, strict=True)
+        ),
+    )
+    draft = ManifestDraft(
+        kind="search",
+        call=call_text(
+            "search",
+            table=table_path,
+            teacher=teacher_path,
+            out=out,
+            budget_ms=budget_ms,
+            seed=config.seed,
+        ),
+        settings=settings,
+        inputs=inputs,
+    )
+    with new_artifact(out, draft) as folder:
+        write_weights(folder / SUPERNET_FILE, outcome.supernet)
+        (folder / SEARCH_FILE).write_bytes(encode_json(record, indent=2))
+        (folder / "history.json").write_bytes(encode_json(outcome.history, indent=2))
+        (folder / "result.json").write_bytes(encode_json(result, indent=2))
+    checkpoint.unlink(missing_ok=True)
+    return result

@@ -1,0 +1,1 @@
+"""Training networks: the loop that resumes, robust teachers, and derived networks."""

@@ -1,0 +1,191 @@
+"""Epochs that can be killed at any moment and go on to the same numbers.
+
+After each epoch everything that the next one depends on is written, atomically. All randomness of
+an epoch comes from a generator seeded by (seed, epoch), so an epoch that was cut short is repeated
+exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from hwnas.core.artifacts import write_atomically
+from hwnas.core.errors import ArtifactError, ConfigError, TrainingDivergedError
+from hwnas.core.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+CHECKPOINT_SCHEMA = 1
+
+Figures = dict[str, float]
+
+
+class Stateful(Protocol):
+    """What can be kept in a checkpoint: networks, optimizers, multipliers."""
+
+    def state_dict(self) -> Any:
+        """Return what a checkpoint must keep."""
+        ...
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Take back what a checkpoint kept."""
+        ...
+
+
+class Epoch:
+    """One epoch under way: where its randomness comes from and where it reports to.
+
+    Attributes:
+        index: From 0.
+        count: Epochs of the whole run.
+        generator: Source of all of the epoch's randomness.
+    """
+
+    def __init__(
+        self, *, name: str, index: int, count: int, seed: int, report: Callable[[float, str], None]
+    ) -> None:
+        self.name = name
+        self.index = index
+        self.count = count
+        # Far apart for neighboring seeds and epochs.
+        self.generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        self._report = report
+        self._steps = 0
+
+    def fraction(self, step: int, steps: int) -> float:
+        """Return how much of the whole run is done at a step of this epoch, in [0, 1]."""
+        return (self.index + step / steps) / self.count
+
+    def step(self, loss: Tensor, steps: int) -> float:
+        """Report one of the epoch's steps, and return its loss as a number.
+
+        Raises:
+            TrainingDivergedError: The loss is not finite.
+        """
+        value = float(loss.detach())
+        self._steps += 1
+        if not math.isfinite(value):
+            raise TrainingDivergedError(
+                f"the loss of {self.name} is {value} in epoch {self.index + 1}, step {self._steps}",
+                hint="the last good checkpoint is kept; lower the learning rate and run again",
+            )
+        self._report(1.0 / steps, "")
+        return value
+
+
+def run_epochs(
+    name: str,
+    body: Callable[[Epoch], Figures],
+    *,
+    epochs: int,
+    seed: int,
+    parts: Mapping[str, Stateful],
+    checkpoint: Path,
+    settings: Mapping[str, Any],
+    progress: Progress = SILENT,
+) -> list[Figures]:
+    """Run epochs, going on from a checkpoint where there is one.
+
+    Args:
+        name: What runs, for progress and errors.
+        body: Trains one epoch and returns its figures.
+        epochs: How many to run in all.
+        seed: Seed of all randomness.
+        parts: Everything that changes while training, by name.
+        checkpoint: The checkpoint file; left in place for the caller to remove.
+        settings: What the run depends on; a checkpoint of other settings is refused.
+        progress: Where to report.
+
+    Returns:
+        The figures of every epoch, those of earlier runs included.
+
+    Raises:
+        ConfigError: The checkpoint was made with other settings; what differs is named.
+        ArtifactError: The checkpoint cannot be read.
+        TrainingDivergedError: A loss is not finite. The last checkpoint is kept.
+    """
+    history: list[Figures] = []
+    if checkpoint.exists():
+        history = _restore(checkpoint, name, parts, settings)
+        progress.say(f"{name}: going on after epoch {len(history)} of {epochs}")
+    with progress.task(name, epochs, done=len(history)) as task:
+        for index in range(len(history), epochs):
+            epoch = Epoch(name=name, index=index, count=epochs, seed=seed, report=task.advance)
+            figures = body(epoch)
+            history.append(figures)
+            task.advance(0, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+            _save(checkpoint, parts, history, settings)
+    return history
+
+
+def one_cycle(fraction: float, peak: float, *, warmup: float = 0.2) -> float:
+    """Return the learning rate: linear up to `peak`, then half a cosine down to zero.
+
+    Args:
+        fraction: How much of the run is done, in [0, 1].
+        peak: The highest rate.
+        warmup: Share of the run that goes up.
+    """
+    if fraction < warmup:
+        return peak * (fraction + 1e-3) / (warmup + 1e-3)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (fraction - warmup) / (1.0 - warmup)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _save(
+    path: Path, parts: Mapping[str, Stateful], history: list[Figures], settings: Mapping[str, Any]
+) -> None:
+    buffer = io.BytesIO()
+    state = {
+        "schema": CHECKPOINT_SCHEMA,
+        "settings": dict(settings),
+        "history": history,
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _restore(
+    path: Path, name: str, parts: Mapping[str, Stateful], settings: Mapping[str, Any]
+) -> list[Figures]:
+    discard = f"delete {path} to begin anew"
+    try:
+        # weights_only: tensors and plain values, never code.
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ArtifactError(f"checkpoint {path} cannot be read: {error}", hint=discard) from error
+    if state.get("schema") != CHECKPOINT_SCHEMA:
+        raise ArtifactError(
+            f"checkpoint {path} has schema {state.get('schema')}; this hwnas reads "
+            f"{CHECKPOINT_SCHEMA}",
+            hint=discard,
+        )
+    before = state["settings"]
+    changed = [
+        f"{key}: {before.get(key)!r} -> {settings.get(key)!r}"
+        for key in sorted({*before, *settings})
+        if before.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"checkpoint {path} of {name} was made with other settings ({'; '.join(changed)})",
+            hint=f"{discard}, or go back to its settings",
+        )
+    for key, part in parts.items():
+        part.load_state_dict(state["parts"][key])
+    history: list[Figures] = state["history"]
+    return history

@@ -1,0 +1,217 @@
+"""Training a derived network: slim, with the tutors that the search chose, robustly by default."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn import functional
+
+from hwnas.core.errors import ConfigError
+from hwnas.core.progress import SILENT, Progress
+from hwnas.data.images import batches
+from hwnas.distill.attention import attention_distances, attention_loss, attention_maps
+from hwnas.distill.losses import kl_to_teacher
+from hwnas.robustness.pgd import perturb
+from hwnas.space.memory_format import channels_last
+from hwnas.training.figures import accuracy
+from hwnas.training.loop import Epoch, Figures, one_cycle, run_epochs, set_learning_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from hwnas.data.images import ImageData
+    from hwnas.data.sources import DataConfig
+    from hwnas.distill.teacher import Teacher
+    from hwnas.robustness.threat import ThreatModel
+    from hwnas.space.network import ChannelNetwork
+
+# Share of the adversarial term (Zi et al., RSLAD, eq. 7, and their released setting).
+_RSLAD_ADVERSARIAL = 5 / 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Settings of the derived network's training.
+
+    Attributes:
+        robust: `rslad` distills the teacher's predictions on clean images into the student's on
+            adversarial ones; `none` is the paper's loss on clean images, CE + KL + gamma_t L_attn,
+            which leaves next to no accuracy at 8/255 in pixel space.
+        init: `supernet` begins with the weights that the search trained; `scratch`, as the paper
+            does, with new ones.
+        epochs: Epochs.
+        batch: Images per step.
+        learning_rate: Peak rate (AdamW, one cycle).
+        weight_decay: Weight decay.
+        attention_weight: gamma_t.
+        attack_steps: PGD steps of the inner maximization.
+    """
+
+    robust: Literal["rslad", "none"] = "rslad"
+    init: Literal["supernet", "scratch"] = "supernet"
+    epochs: int = 30
+    batch: int = 64
+    learning_rate: float = 5e-3
+    weight_decay: float = 5e-3
+    attention_weight: float = 1.0
+    attack_steps: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.attack_steps) < 1 or self.batch < 2:
+            raise ConfigError("`epochs` and `attack_steps` are at least 1 and `batch` at least 2")
+
+
+def train_student(
+    network: ChannelNetwork,
+    tutors: Sequence[int],
+    teacher: Teacher,
+    data: ImageData,
+    data_config: DataConfig,
+    threat: ThreatModel,
+    config: TrainConfig,
+    *,
+    seed: int,
+    checkpoint: Path,
+    inputs: Mapping[str, str],
+    progress: Progress = SILENT,
+) -> list[Figures]:
+    """Train a slim network in place.
+
+    Args:
+        network: The network, initialized.
+        tutors: Index of the teacher layer that each of the network's tapped layers learns from.
+        teacher: The robust network.
+        data: The images; the test split is not touched.
+        data_config: Augmentation.
+        threat: What it is trained against.
+        config: The settings.
+        seed: Seed of order, augmentation and attacks.
+        checkpoint: Where each epoch is kept.
+        inputs: Hashes of the files behind the arguments; a checkpoint of others is refused.
+        progress: Where to report.
+
+    Returns:
+        The figures of every epoch.
+
+    Raises:
+        TrainingDivergedError: A loss is not finite.
+
+    References:
+        Nath et al., RNAS-CL (arXiv 2301.08092): L_train = CE + KL + gamma_t L_attn.
+        Zi et al., "Revisiting adversarial robustness distillation: robust soft labels make student
+        better" (ICCV 2021): both predictions are matched to the teacher's on clean images, and the
+        attack maximizes the same divergence. With tutors, L_attn on clean images is added.
+    """
+    student = _Student(network, tutors, teacher, data, data_config, threat, config)
+    return run_epochs(
+        "train",
+        student.epoch,
+        epochs=config.epochs,
+        seed=seed,
+        parts={"network": network, "optimizer": student.optimizer},
+        checkpoint=checkpoint,
+        settings={
+            **asdict(config),
+            **inputs,
+            "eps": threat.eps_pixels,
+            "seed": seed,
+            "tutors": list(tutors),
+        },
+        progress=progress,
+    )
+
+
+class _Student:
+    """A network under training and its steps."""
+
+    def __init__(
+        self,
+        network: ChannelNetwork,
+        tutors: Sequence[int],
+        teacher: Teacher,
+        data: ImageData,
+        data_config: DataConfig,
+        threat: ThreatModel,
+        config: TrainConfig,
+    ) -> None:
+        self.network = channels_last(network)
+        self.teacher, self.config = teacher, config
+        self.data, self.data_config = data, data_config
+        self.eps = threat.eps_pixels
+        self.tutors = functional.one_hot(torch.tensor(tutors), len(teacher.layers)).float()
+        self.pixels = data.validation.pixels()
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def epoch(self, epoch: Epoch) -> Figures:
+        """Go through the training split once."""
+        config, data = self.config, self.data
+        steps = math.ceil(len(data.train) / config.batch)
+        losses = []
+        stream = batches(
+            data.train,
+            config.batch,
+            epoch.generator,
+            pad=self.data_config.pad,
+            flip=self.data_config.flip,
+        )
+        for step, (images, labels) in enumerate(stream):
+            rate = one_cycle(epoch.fraction(step, steps), config.learning_rate)
+            set_learning_rate(self.optimizer, rate)
+            loss = self._loss(images, labels, epoch.generator)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(epoch.step(loss, steps))
+            self.optimizer.step()
+        return {
+            "loss": sum(losses) / len(losses),
+            "validation_accuracy": accuracy(self.network, self.pixels, data.validation.labels),
+        }
+
+    def _loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        teacher_logits, teacher_maps = self.teacher.observe(images)
+        taps: list[Tensor] = []
+        if self.config.robust == "none":
+            self.network.train()
+            logits = self.network(images, taps=taps)
+            loss = functional.cross_entropy(logits, labels)
+            loss = loss + kl_to_teacher(logits, teacher_logits).mean()
+        else:
+            adversarial = self._worst_case(images, labels, teacher_logits, generator)
+            self.network.train()
+            # One pass over both halves: batch normalization sees the mix that it will serve.
+            both = self.network(torch.cat([images, adversarial]), taps=taps)
+            clean_logits, adversarial_logits = both.chunk(2)
+            taps = [tap[: len(images)] for tap in taps]
+            attacked = kl_to_teacher(adversarial_logits, teacher_logits).mean()
+            clean = kl_to_teacher(clean_logits, teacher_logits).mean()
+            loss = _RSLAD_ADVERSARIAL * attacked + (1 - _RSLAD_ADVERSARIAL) * clean
+        size = self.teacher.attention_size
+        distances = attention_distances(attention_maps(taps, size), teacher_maps)
+        return loss + self.config.attention_weight * attention_loss(distances, self.tutors)
+
+    def _worst_case(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Perturb images to where the student is farthest from the teacher's clean prediction."""
+        self.network.eval()
+        return perturb(
+            self.network,
+            images,
+            labels,
+            eps=self.eps,
+            steps=self.config.attack_steps,
+            loss=lambda logits: kl_to_teacher(logits, teacher_logits),
+            generator=generator,
+        )

@@ -1,0 +1,1 @@
+"""Workloads -> measurements -> latency tables. Knows no search and no training."""

@@ -1,0 +1,189 @@
+"""Bytes of a latency table -> its records. Strict, fast, and honest about a torn end.
+
+A table is written line by line; a killed run can leave a torn last line, and nothing worse. So a
+last line that is cut is passed over and counted, and any other line that cannot be read is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from hwnas.core.decoding import convert
+from hwnas.core.errors import ConfigError, LatencyTableError
+from hwnas_profilers.records import SCHEMA, CalibrationRecord, Measurement, TableHeader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hwnas_profilers.workload import OperatorKey
+
+T = TypeVar("T")
+
+_MEASUREMENT_DECODER = msgspec.json.Decoder(Measurement)
+_MEASUREMENT_START = b'{"key":'
+_HEADER_START = b'{"target":'
+# A line may hold anything: bytes that are no UTF-8, or brackets without end.
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_RECORDS = {"measurement": Measurement, "calibration": CalibrationRecord}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableContents:
+    """What a table's file holds.
+
+    Attributes:
+        header: Its first line; None where the file is empty, or was cut within its first line.
+        measurements: By operator, in the order of the file.
+        calibration: The last one; None where there is none.
+        whole_bytes: Length of the file up to the end of its last whole line.
+        torn_line: Number of a last line that was cut; 0 where there is none.
+        ends_line: Whether the last whole line has its newline.
+    """
+
+    header: TableHeader | None
+    measurements: dict[OperatorKey, Measurement]
+    calibration: CalibrationRecord | None
+    whole_bytes: int
+    torn_line: int
+    ends_line: bool
+
+
+def contents_from_bytes(data: bytes, path: Path) -> TableContents:
+    """Decode a table.
+
+    Args:
+        data: The file's bytes.
+        path: The file, for errors.
+
+    Raises:
+        LatencyTableError: It is no latency table, has another schema, a line that cannot be read
+            (other than a torn last one), or an operator twice.
+    """
+    lines = data.split(b"\n")
+    ends_line = lines[-1] == b""
+    if ends_line:
+        lines.pop()
+    torn_line = len(lines) if lines and not _is_json(lines[-1]) else 0
+    torn = lines.pop() if torn_line else b""
+    if not lines:
+        _check_cut_header(torn, path)
+        return TableContents(
+            header=None,
+            measurements={},
+            calibration=None,
+            whole_bytes=0,
+            torn_line=torn_line,
+            ends_line=True,
+        )
+
+    header = _header_from_line(lines[0], path)
+    measurements: dict[OperatorKey, Measurement] = {}
+    line_of: dict[OperatorKey, int] = {}
+    calibration: CalibrationRecord | None = None
+    for number, line in enumerate(lines[1:], start=2):
+        record = _record_from_line(line, path, number)
+        if isinstance(record, CalibrationRecord):
+            calibration = record
+            continue
+        median_us = record.statistics.median_us
+        if not median_us > 0:
+            raise LatencyTableError(
+                f"{path}:{number}: the median of {record.key} is {median_us} us, not above zero",
+                hint="delete that line, then profile again: only what is missing is measured",
+            )
+        if record.key in measurements:
+            raise LatencyTableError(
+                f"{path}:{number}: {record.key} is in the table twice; "
+                f"it is in line {line_of[record.key]} too",
+                hint="delete one of both lines",
+            )
+        measurements[record.key] = record
+        line_of[record.key] = number
+    return TableContents(
+        header=header,
+        measurements=measurements,
+        calibration=calibration,
+        whole_bytes=len(data) - len(torn) - (1 if torn_line and ends_line else 0),
+        torn_line=torn_line,
+        # A torn line comes after the newline of the last whole one.
+        ends_line=ends_line or bool(torn_line),
+    )
+
+
+def _header_from_line(line: bytes, path: Path) -> TableHeader:
+    try:
+        document = msgspec.json.decode(line)
+    except _NOT_JSON as error:
+        raise LatencyTableError(f"{path}:1: the header is not valid JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("record") != "header":
+        raise LatencyTableError(
+            f"{path} is no latency table: its first line is no header",
+            hint="make one with `hwnas profile --space SPACE --target TARGET --out TABLE`",
+        )
+    if document.get("schema") != SCHEMA:
+        raise LatencyTableError(
+            f"{path} has table schema {document.get('schema')}; this hwnas reads {SCHEMA}",
+            hint="profile again into a new file, or use the hwnas version that its header names",
+        )
+    return _strict(document, TableHeader, path, 1)
+
+
+def _record_from_line(line: bytes, path: Path, number: int) -> Measurement | CalibrationRecord:
+    """Decode one line.
+
+    msgspec passes over unknown keys, and a walk over 5,000 documents to find them takes half a
+    second. But what hwnas wrote comes back byte for byte when it is encoded again, and an unknown
+    key does not; so only lines that others wrote or edited are walked.
+    """
+    if line.startswith(_MEASUREMENT_START):
+        try:
+            measurement = _MEASUREMENT_DECODER.decode(line)
+        except _NOT_JSON:
+            pass  # the slow way says what is wrong
+        else:
+            if msgspec.json.encode(measurement, order="deterministic") == line:
+                return measurement
+    try:
+        document = msgspec.json.decode(line)
+    except _NOT_JSON as error:
+        raise LatencyTableError(
+            f"{path}:{number}: this line is not valid JSON: {error}",
+            hint="restore the file, or delete that line and profile again",
+        ) from error
+    name = document.get("record") if isinstance(document, dict) else None
+    kind: type[Any] | None = _RECORDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise LatencyTableError(
+            f"{path}:{number}: this line is neither a measurement nor a calibration",
+            hint="restore the file, or delete that line and profile again",
+        )
+    record: Measurement | CalibrationRecord = _strict(document, kind, path, number)
+    return record
+
+
+def _strict(document: object, kind: type[T], path: Path, number: int) -> T:
+    try:
+        return convert(document, kind, source=f"{path}:{number}")
+    except ConfigError as error:
+        raise LatencyTableError(error.message, hint=error.hint) from error
+
+
+def _is_json(line: bytes) -> bool:
+    """Tell whether a line is whole. A cut JSON object is never valid: its last brace is missing."""
+    try:
+        msgspec.json.decode(line)
+    except _NOT_JSON:
+        return False
+    return True
+
+
+def _check_cut_header(torn: bytes, path: Path) -> None:
+    """Refuse a file of one unreadable line, unless it is the beginning of a header."""
+    if torn[: len(_HEADER_START)] != _HEADER_START[: len(torn)]:
+        raise LatencyTableError(
+            f"{path} is no latency table: its first line is no header",
+            hint="name another file; hwnas does not overwrite this one",
+        )
