@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from hwnas.core.errors import ExportError
+from hwnas_export.folding import folded_copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -122,12 +123,10 @@ def _export(
     outputs: list[str],
     dynamic_shapes: tuple[Any, ...] | None,
 ) -> onnx.ModelProto:
-    was_training = module.training
-    module.eval()
     try:
         with _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
-                module,
+                folded_copy(module),
                 examples,
                 dynamo=True,
                 opset_version=OPSET,
@@ -144,8 +143,6 @@ def _export(
             f"{type(module).__name__} cannot be exported to ONNX: {reason}",
             hint="control flow that depends on data cannot be traced",
         ) from error
-    finally:
-        module.train(was_training)
     if program is None:
         raise ExportError(f"torch.onnx.export gave nothing for {type(module).__name__}")
     model = program.model_proto

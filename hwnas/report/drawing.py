@@ -87,6 +87,7 @@ _STYLE: dict[str, Any] = {
     "ytick.major.width": 0.6,
     "ytick.minor.size": 0.0,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
 _FONT = re.compile(r"font: ([^;\"]*?px) [^;\"]*")
@@ -155,6 +156,6 @@ def svg_from_figure(figure: Figure, name: str, alt: str) -> Markup:
 
 def epochs_axis(axes: Axes, *, label: bool = True) -> None:
     """Give an axis of epochs whole numbers."""
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
     if label:
         axes.set_xlabel("epoch")

@@ -50,13 +50,16 @@ def fixed(value: float | None, decimals: int) -> str:
     return f"{value:.{decimals}f}".replace("-", MINUS)
 
 
-def percent(share: float | None, decimals: int = 1) -> str:
-    """Write a share in percent.
+def percent(share: float | None, decimals: int = 1, *, sign: bool = False) -> str:
+    """Write a share in percent, a positive one with its sign if asked.
 
-    >>> percent(0.8162), percent(-0.205), percent(None)
-    ('81.6 %', '−20.5 %', '–')
+    >>> percent(0.8162), percent(-0.205), percent(0.037, sign=True), percent(None)
+    ('81.6\\xa0%', '−20.5\\xa0%', '+3.7\\xa0%', '–')
     """
-    return DASH if share is None else f"{fixed(100 * share, decimals)}\N{NO-BREAK SPACE}%"
+    if share is None:
+        return DASH
+    plus = "+" if sign and share > 0 else ""
+    return f"{plus}{fixed(100 * share, decimals)}\N{NO-BREAK SPACE}%"
 
 
 def interval(accuracy: Accuracy) -> str:

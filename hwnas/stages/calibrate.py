@@ -42,8 +42,7 @@ def calibrate(
     *,
     networks: int = 12,
     holdout: int = 24,
-    relative_width: float = 0.01,
-    max_samples: int = 400,
+    relative_width: float = 0.005,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> CalibrateResult:
@@ -59,7 +58,6 @@ def calibrate(
         holdout: Networks to judge the fit on.
         relative_width: A network is finished once the 95 % interval of its median is narrower than
             this share of the median.
-        max_samples: ... or at this many samples.
         seed: Draws the networks.
         progress: Where to report.
 
@@ -73,7 +71,7 @@ def calibrate(
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.timing import TimingSettings
 
-    settings = TimingSettings(relative_width=relative_width, max_samples=max_samples, seed=seed)
+    settings = TimingSettings.for_networks(relative_width=relative_width, seed=seed)
     header = LatencyTable.read(table).header
     if space is not None and header.space != space:
         raise LatencyTableMismatch(

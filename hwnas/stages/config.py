@@ -58,9 +58,7 @@ class TableConfig:
 
     path: str = ""
     timing: TimingSettings = field(default_factory=TimingSettings)
-    network_timing: TimingSettings = field(
-        default_factory=lambda: TimingSettings(relative_width=0.01, max_samples=400)
-    )
+    network_timing: TimingSettings = field(default_factory=TimingSettings.for_networks)
     networks: int = 12
     holdout: int = 24
 

@@ -48,8 +48,7 @@ def derive(
     out: Path,
     *,
     measure: bool = True,
-    relative_width: float = 0.01,
-    max_samples: int = 400,
+    relative_width: float = 0.005,
     progress: Progress = SILENT,
 ) -> DeriveResult:
     """Derive the exact best architecture under a latency budget, and measure it.
@@ -66,7 +65,6 @@ def derive(
         measure: Measure on the target, which must be this machine; else the prediction stands.
         relative_width: A measurement is finished once the 95 % interval of its median is narrower
             than this share of the median.
-        max_samples: ... or at this many samples.
         progress: Where to report.
 
     Returns:
@@ -80,7 +78,7 @@ def derive(
     """
     from hwnas_profilers.timing import TimingSettings
 
-    settings = TimingSettings(relative_width=relative_width, max_samples=max_samples)
+    settings = TimingSettings.for_networks(relative_width=relative_width)
     derivation = make_derivation(
         search, table, budget_ms, out, measure=measure, settings=settings, progress=progress
     )

@@ -36,7 +36,7 @@ def profile(
     classes: int | None = None,
     threads: int = 1,
     relative_width: float = 0.02,
-    max_samples: int = 200,
+    max_samples: int = 300,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> ProfileResult:
@@ -68,7 +68,12 @@ def profile(
     from hwnas.space.spec import space_spec
     from hwnas_profilers.timing import TimingSettings
 
-    settings = TimingSettings(relative_width=relative_width, max_samples=max_samples, seed=seed)
+    settings = TimingSettings(
+        relative_width=relative_width,
+        min_samples=min(TimingSettings().min_samples, max_samples),
+        max_samples=max_samples,
+        seed=seed,
+    )
     spec = space_spec(space, image_shape=image_shape, classes=classes)
     table = make_table(spec, target, out, threads=threads, settings=settings, progress=progress)
     medians = [measured.statistics.median_us for measured in table.measurements.values()]

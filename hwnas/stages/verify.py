@@ -32,8 +32,7 @@ def verify(
     bundle: Path,
     *,
     out: Path | None = None,
-    relative_width: float = 0.01,
-    max_samples: int = 400,
+    relative_width: float = 0.005,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Check a bundle's engine: parity, latency, accuracy and robustness.
@@ -47,7 +46,6 @@ def verify(
         out: Where to write the figures as JSON; by default nowhere.
         relative_width: The latency is known well enough once the 95 % interval of its median is
             narrower than this share of the median.
-        max_samples: ... or at this many samples.
         progress: Where to report.
 
     Returns:
@@ -68,7 +66,7 @@ def verify(
     from hwnas_profilers.profiler import time_runner
     from hwnas_profilers.timing import TimingSettings
 
-    settings = TimingSettings(relative_width=relative_width, max_samples=max_samples)
+    settings = TimingSettings.for_networks(relative_width=relative_width)
     opened = open_bundle(bundle)
     card = opened.card
     data = load_data(card.data)
