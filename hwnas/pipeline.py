@@ -115,7 +115,7 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     from hwnas.latency.model import LatencyModel
     from hwnas.search.derive import check_budget
     from hwnas.space.spec import space_spec
-    from hwnas.stages.export import export
+    from hwnas.stages.export import make_engine
     from hwnas.stages.report import report
     from hwnas.stages.search import make_search
     from hwnas.stages.spaces import space_of_table
@@ -126,11 +126,11 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     spec = space_spec(
         config.space.name, image_shape=data.image_shape, classes=len(data.class_names)
     )
-    write_atomically(out / CONFIG_FILE, encode_json(config, indent=2))
     table = _table(config, spec, out, progress)
     latency = LatencyModel(space_of_table(table), table)
     budget_ms = config.budget.resolve_ms(latency.range_ms())
     check_budget(latency, budget_ms)  # before hours are spent on training
+    write_atomically(out / CONFIG_FILE, encode_json(config, indent=2))
 
     make_teacher(config, out / TEACHER, progress=progress)
     make_search(config, table.path, out / TEACHER, out / SEARCH, progress=progress)
@@ -138,10 +138,10 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     make_network(
         config, out / GENOTYPE_FILE, out / TEACHER, out / SEARCH, out / NETWORK, progress=progress
     )
-    export(out / NETWORK, out / ENGINE, progress=progress)
+    make_engine(out / NETWORK, out / ENGINE, verify=config.verify, progress=progress)
     verification = _verify(out, progress)
     page = Path(report(out).report)
-    bundle = _bundle(config_path, out, page)
+    bundle = _bundle(config_path, out, page, progress)
     summary = _summary(verification, out, bundle, page)
     write_atomically(out / SUMMARY_FILE, encode_json(summary, indent=2))
     try:
@@ -168,6 +168,11 @@ def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) ->
             space_fingerprint=spec.fingerprint,
             device=this_device().name,
         )
+        if table.calibration is None:
+            progress.say(
+                f"{table.path} is not calibrated: a network's latency is the plain sum of its "
+                f"operators'; better: hwnas calibrate --table {table.path}"
+            )
         return table
     path = out / TABLE_FILE
     table = make_table(
@@ -183,6 +188,8 @@ def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) ->
             progress=progress,
         )
         table = LatencyTable.read(path)
+    else:
+        progress.say(f"{path} is calibrated already")
     return table
 
 
@@ -238,21 +245,25 @@ def _verify(out: Path, progress: Progress) -> Verification:
     return result.verification
 
 
-def _bundle(config: Path, out: Path, page: Path) -> Path:
-    """Gather what is handed over: the engine's bundle, its verification and the report."""
+def _bundle(config: Path, out: Path, page: Path, progress: Progress) -> Path:
+    """Gather what is handed over, or find it gathered: engine, verification and report."""
     import shutil
 
     from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
+    from hwnas.stages.artifacts import is_current
     from hwnas.stages.bundle import ENGINE_FILES, REPORT_FILE, VERIFICATION_FILE
     from hwnas.stages.calls import call_text
 
+    inputs = {
+        "engine": sha256_of_file(out / ENGINE / MANIFEST),
+        "verification": sha256_of_file(out / VERIFIED / MANIFEST),
+        "report": sha256_of_file(page),
+    }
+    if is_current(out / BUNDLE, kind="export", settings={}, inputs=inputs):
+        progress.say(f"bundle: {out / BUNDLE} is finished already")
+        return out / BUNDLE
     draft = ManifestDraft(
-        kind="export",
-        call=call_text("run", config=config, out=out),
-        inputs={
-            "engine": sha256_of_file(out / ENGINE / MANIFEST),
-            "verification": sha256_of_file(out / VERIFIED / MANIFEST),
-        },
+        kind="export", call=call_text("run", config=config, out=out), inputs=inputs
     )
     with new_artifact(out / BUNDLE, draft, checksums=True) as folder:
         for name in ENGINE_FILES:

@@ -1,7 +1,7 @@
 """Folding batch normalization into convolutions before a network is exported.
 
 The exporter would fold them itself, after it has traced and translated them: doing it first gives
-the same graph and makes an export about twice as fast (benchmarks/export).
+the same graph and makes an export faster (benchmarks/export_folding.py).
 """
 
 from __future__ import annotations

@@ -7,10 +7,14 @@ leaves nothing half-written.
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import hashlib
 import os
+import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,12 +91,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = _temporary_beside(path)
     with _clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         try:
             with temporary.open("wb") as file:
+                _hold(file.fileno())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -103,17 +109,24 @@ def new_artifact(path: Path, draft: ManifestDraft, *, checksums: bool = False) -
     """Make an artifact folder: yield an empty folder to fill, then hash, describe and rename it.
 
     Args:
-        path: The artifact's place. What stands there is replaced only once the new one is whole.
+        path: The artifact's place. An artifact that stands there is replaced once the new one is
+            whole; anything else that does is never touched.
         draft: Its manifest, less the outputs.
         checksums: Write `SHA256SUMS` too, for those who have no hwnas at hand.
 
     Raises:
-        InputFileError: The folder cannot be written, or the disk is full. Nothing is left.
+        InputFileError: The folder cannot be written, something else stands in its place, or the
+            disk is full. Nothing is left.
     """
+    check_place(path)
     temporary = _temporary_beside(path)
-    with _clear_os_errors(path):
+    with _clear_os_errors(path), ExitStack() as stack:
         temporary.mkdir(parents=True)
         try:
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            _hold(descriptor)
+            _remove_abandoned(path)
             yield temporary
             outputs = {
                 file.relative_to(temporary).as_posix(): sha256_of_file(file)
@@ -135,6 +148,24 @@ def new_artifact(path: Path, draft: ManifestDraft, *, checksums: bool = False) -
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def check_place(path: Path) -> None:
+    """Check that an artifact may be made in a place, and would replace nothing but an artifact.
+
+    Raises:
+        InputFileError: A file stands there, or a folder of something else.
+    """
+    with _clear_os_errors(path):
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file stands in the folder's place")
+        if not (path / MANIFEST).is_file() and any(path.iterdir()):
+            raise InputFileError(
+                f"{path} holds files that hwnas did not make: it would have to delete them",
+                hint="name a new folder",
+            )
 
 
 def read_manifest(path: Path, *, kind: str) -> Manifest:
@@ -186,6 +217,7 @@ def check_checksums(folder: Path) -> None:
     path = folder / CHECKSUMS
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no {CHECKSUMS}", hint="make it: `hwnas export`")
+    listed = set()
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
@@ -198,6 +230,11 @@ def check_checksums(folder: Path) -> None:
                 f"{file} was changed after it was made: its SHA-256 is not the one in {CHECKSUMS}",
                 hint="restore it, or export again",
             )
+        listed.add(name)
+    if MANIFEST not in listed:
+        raise ArtifactError(
+            f"{path} does not list {MANIFEST}: it was changed", hint="restore it, or export again"
+        )
 
 
 def _checksums(folder: Path) -> str:
@@ -210,8 +247,43 @@ def _checksums(folder: Path) -> str:
 
 
 def _temporary_beside(path: Path) -> Path:
-    """Return a name in the same folder (so that the rename is atomic) that no other run uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Return a name in the same folder (so that the rename is atomic) that no other run uses.
+
+    Process numbers do not tell runs apart: in containers each run may have the same one, so that
+    what a killed run left would be in the way of the next.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+
+
+def _hold(descriptor: int) -> bool:
+    """Hold an open file or folder; the kernel lets it go when the process dies, however.
+
+    Returns:
+        Whether it is held: not if another process holds it, or the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed runs left of this file or folder; a run that still writes is let be."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if left.suffix not in (".part", ".old"):
+            continue
+        with suppress(OSError):  # gone meanwhile, or not ours to remove
+            descriptor = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not _hold(descriptor):
+                    continue
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
@@ -219,10 +291,15 @@ def _replace_folder(source: Path, target: Path) -> None:
     if not target.exists():
         source.rename(target)
         return
-    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    aside = _temporary_beside(target).with_suffix(".old")
     target.rename(aside)
-    source.rename(target)
-    shutil.rmtree(aside)
+    try:
+        source.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    # The new one is in its place: whatever keeps the old one from going is no failure of this.
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

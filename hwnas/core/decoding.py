@@ -37,7 +37,9 @@ def decode_toml(path: Path, kind: type[T]) -> T:
     text = read_text(path)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid TOML: nested too deeply") from error
+    except ValueError as error:  # TOMLDecodeError, and int() on thousands of digits
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return convert(document, kind, source=str(path))
 
@@ -55,7 +57,9 @@ def decode_json(data: bytes | str, kind: type[T], *, source: str) -> T:
     """
     try:
         document = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{source} is not valid JSON: nested too deeply") from error
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise ConfigError(f"{source} is not valid JSON: {error}") from error
     return convert(document, kind, source=source)
 
@@ -99,14 +103,22 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        similar = nearest(path.name, siblings)
+        similar = nearest(path.name, _names_in(path.parent))
         hint = f"did you mean {path.parent / similar[0]}?" if similar else ""
         raise InputFileError(f"{path} does not exist", hint=hint) from error
     except UnicodeDecodeError as error:
         raise InputFileError(f"{path} is not a UTF-8 text file: {error}") from error
     except OSError as error:
         raise InputFileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a zero byte in the path
+        raise InputFileError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def _refuse_unknown_keys(document: object, kind: Any, *, where: str, source: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -51,8 +53,14 @@ class DataConfig:
             share = getattr(self, name)
             if not 0.0 < share < 0.8:
                 raise ConfigError(f"`{name}` is a share between 0 and 0.8, not {share}")
-        if self.image_size < 0 or self.pad < 0:
-            raise ConfigError("`image_size` and `pad` cannot be negative")
+        if self.validation + self.test >= 1.0:
+            raise ConfigError(
+                f"`validation` ({self.validation}) and `test` ({self.test}) leave nothing to train "
+                "on: together they are less than 1"
+            )
+        for name in ("image_size", "pad", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"`{name}` cannot be negative")
 
 
 def load_data(config: DataConfig) -> ImageData:
@@ -146,12 +154,17 @@ def _cifar10_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             f"{path} is no CIFAR-10 binary file: its size is no multiple of 3,073 bytes"
         )
     records = records.reshape(-1, 3073)
+    if records[:, 0].max() >= len(CIFAR10_CLASSES):
+        raise DataError(
+            f"{path} is no CIFAR-10 binary file: it has a label of {records[:, 0].max()}"
+        )
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
 
 
 def _npz(path: Path) -> _Raw:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, as numpy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = {"images", "labels"} - set(arrays.files)
             if missing:
                 raise DataError(f"{path} holds no array `{min(missing)}`")
@@ -159,22 +172,25 @@ def _npz(path: Path) -> _Raw:
             names = arrays["class_names"] if "class_names" in arrays.files else None
     except OSError as error:
         raise InputFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    # What numpy raises for a file that is empty, cut, damaged, of pickles or of one bare array.
+    except (ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is no npz file of plain arrays: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(
             f"{path}: `images` is {images.dtype} of {images.ndim} dimensions, "
             f"not uint8 of shape (n, height, width[, channels])"
         )
-    if len(labels) != len(images) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if 0 in images.shape:
+        raise DataError(f"{path}: `images` of shape {list(images.shape)} holds nothing")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: `labels` must be {len(images)} whole numbers, one per image")
     images = images[:, None] if images.ndim == 3 else np.moveaxis(images, 3, 1)
     classes = int(labels.max()) + 1
     if labels.min() < 0 or len(np.unique(labels)) != classes:
         raise DataError(f"{path}: `labels` must use every class from 0 to {classes - 1}")
-    class_names = tuple(map(str, range(classes) if names is None else names))
+    class_names = tuple(map(str, range(classes) if names is None else names.ravel()))
     if len(class_names) != classes:
         raise DataError(f"{path}: {len(class_names)} class names for {classes} classes")
     return _Raw(images=np.ascontiguousarray(images), labels=labels.astype(np.int64),

@@ -33,7 +33,8 @@ def gumbel_softmax(
     if not hard:
         return soft
     winner = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-    return winner + soft - soft.detach()
+    # The difference is exactly 0; (winner + soft) - soft would be off by a rounding.
+    return winner + (soft - soft.detach())
 
 
 def temperature_at(epoch: int, epochs: int, *, start: float = 5.0, end: float = 0.055) -> float:

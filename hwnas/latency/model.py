@@ -93,14 +93,15 @@ class LatencyModel:
             A scalar in milliseconds, differentiable in every distribution.
         """
         first = probabilities[0]
-        if self._tensors is None or self._tensors[0].device != first.device:
-            self._tensors = tuple(
+        links = self._tensors
+        if links is None or (links[0].device, links[0].dtype) != (first.device, first.dtype):
+            links = self._tensors = tuple(
                 torch.as_tensor(link, dtype=first.dtype, device=first.device)
                 for link in self.links_us
             )
         certain = first.new_ones(1)
         chain = (certain, certain, *probabilities, certain)
         total_us = first.new_tensor(self.intercept_us)
-        for link, before, here in zip(self._tensors, chain[:-1], chain[1:], strict=True):
+        for link, before, here in zip(links, chain[:-1], chain[1:], strict=True):
             total_us = total_us + before @ link @ here
         return total_us / 1e3

@@ -37,7 +37,7 @@ def attacks_picture(run: RunFiles) -> Picture:
         ("worst of both", None, box.worst_case),
     ]
     if box.replay.n != found.robust_accuracy.engine.n:
-        rows.insert(2, (f"{attack}, Square’s images", None, box.replay))
+        rows.insert(2, (f"{attack}, images of Square", None, box.replay))
     figure = new_figure(len(rows) * 0.5 + 0.75)
     axes = figure.add_subplot()
     for y, (_, twin, engine) in enumerate(rows):

@@ -44,10 +44,11 @@ _VARIABLES = {
 }
 
 WIDTH_INCHES = 5.0
-FONT_POINTS = 8.0
-SMALL_POINTS = 7.0
+FONT_POINTS = 8.5
+SMALL_POINTS = 7.5
 
-_STYLE: dict[str, Any] = {
+# `Any`, as Matplotlib's stubs name every setting, and others in each of its versions.
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": GRAY,
     "axes.facecolor": "none",
@@ -90,7 +91,7 @@ _STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 
-_FONT = re.compile(r"font: ([^;\"]*?px) [^;\"]*")
+_FONT = re.compile(r"'DejaVu Sans'[^;\"]*")
 _ID = re.compile(r'\b(id="|url\(#|href="#)')
 
 
@@ -142,7 +143,7 @@ def svg_from_figure(figure: Figure, name: str, alt: str) -> Markup:
     # Its style sheet would hold for the whole page, which has the rule itself.
     text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
     text = _ID.sub(lambda match: f"{match[0]}{name}-", text)
-    text = _FONT.sub(r"font: \1 system-ui, sans-serif", text)
+    text = _FONT.sub("system-ui, sans-serif", text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     opening, _, rest = text.partition(">")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 
-ROW_INCHES = 0.125
+ROW_INCHES = 0.132
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ def operators_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> P
     table = run.table
     used = Counter(latency.space.operators_of(run.derivation.genotype))
     groups = _groups(table)
-    rows = sum(len(keys) + 1 for keys in groups.values())
+    rows = sum(len(keys) + 1.35 for keys in groups.values())
     figure = new_figure(rows * ROW_INCHES + 0.55)
     axes = figure.add_subplot()
     y = 0.0
@@ -81,6 +81,7 @@ def operators_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> P
             ticks.append(y)
             labels.append(f"{'▸ ' if key in used else ''}{_channels(key)}")
             y += 1
+        y += 0.35
     axes.set_yticks(ticks, labels)
     for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
         if label.startswith("▸"):
@@ -172,8 +173,9 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
     axes.axhline(first_result - 0.7, color=GRAY, linewidth=0.6)
     axes.axvline(budget, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 2)))
     axes.annotate(
-        f"budget {fixed(budget, _decimals(budget))}", (budget, 0), xycoords=("data", "axes fraction"),
-        xytext=(3, 4), textcoords="offset points", fontsize=SMALL_POINTS, color=ORANGE,
+        f"budget {fixed(budget, _decimals(budget))}", (budget, 0),
+        xycoords=("data", "axes fraction"), xytext=(3, 4), textcoords="offset points",
+        fontsize=SMALL_POINTS, color=ORANGE,
     )  # fmt: skip
     axes.set_yticks(
         [*range(len(steps)), *(first_result + i for i in range(len(results)))],
@@ -213,7 +215,7 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
     )
     return Picture(
         name="stack",
-        title="The derived network’s latency, operator by operator",
+        title="Latency of the derived network, operator by operator",
         caption=caption,
         alt=alt,
         svg=svg_from_figure(figure, "stack", alt),

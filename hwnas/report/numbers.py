@@ -23,7 +23,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
     >>> number(0.0123456), number(4.8e-6), number(-73.4375), number(2500.0), number(None)
     ('0.0123', '4.8 × 10⁻⁶', '−73.4', '2500', '–')
-    """
+    """  # noqa: RUF002 - typographic on purpose
     if value is None or not math.isfinite(value):
         return DASH
     if value == 0:
@@ -44,7 +44,7 @@ def fixed(value: float | None, decimals: int) -> str:
 
     >>> fixed(0.98696, 3), fixed(-0.5, 1), fixed(None, 2)
     ('0.987', '−0.5', '–')
-    """
+    """  # noqa: RUF002 - typographic on purpose
     if value is None or not math.isfinite(value):
         return DASH
     return f"{value:.{decimals}f}".replace("-", MINUS)
@@ -53,9 +53,9 @@ def fixed(value: float | None, decimals: int) -> str:
 def percent(share: float | None, decimals: int = 1, *, sign: bool = False) -> str:
     """Write a share in percent, a positive one with its sign if asked.
 
-    >>> percent(0.8162), percent(-0.205), percent(0.037, sign=True), percent(None)
-    ('81.6\\xa0%', '−20.5\\xa0%', '+3.7\\xa0%', '–')
-    """
+    >>> print(percent(0.8162), percent(0.037, sign=True), percent(None))
+    81.6 % +3.7 % –
+    """  # noqa: RUF002 - typographic on purpose
     if share is None:
         return DASH
     plus = "+" if sign and share > 0 else ""
@@ -66,9 +66,9 @@ def interval(accuracy: Accuracy) -> str:
     """Write the interval of an accuracy.
 
     >>> from hwnas.robustness.evaluate import Accuracy
-    >>> interval(Accuracy.from_counts(8, 10))
-    '49.0–94.3 %'
-    """
+    >>> print(interval(Accuracy.from_counts(8, 10)))
+    49.0–94.3 %
+    """  # noqa: RUF002 - typographic on purpose
     return f"{fixed(100 * accuracy.low, 1)}{DASH}{percent(accuracy.high)}"
 
 
@@ -84,9 +84,9 @@ def count(value: int) -> str:
 def large(value: int) -> str:
     """Write a large count shortly.
 
-    >>> large(56410), large(2468064), large(812), large(3_100_000_000)
-    ('56.4 k', '2.47 M', '812', '3.1 G')
-    """
+    >>> print(large(56410), large(2468064), large(812), large(3_100_000_000))
+    56.4 k 2.47 M 812 3.1 G
+    """  # noqa: RUF002 - no-break spaces
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{number(value / size)}\N{NO-BREAK SPACE}{unit}"
@@ -127,9 +127,9 @@ class TimeUnit:
     def text_ms(self, latency_ms: float | None) -> str:
         """Write milliseconds in this unit, with it.
 
-        >>> TimeUnit.for_ms(0.1).text_ms(0.0734695)
-        '73.5 µs'
-        """
+        >>> print(TimeUnit.for_ms(0.1).text_ms(0.0734695))
+        73.5 µs
+        """  # noqa: RUF002 - a no-break space
         if latency_ms is None:
             return DASH
         value = self.value_ms(latency_ms)

@@ -62,7 +62,7 @@ def curves_picture(run: RunFiles, unit: TimeUnit) -> Picture:
     caption = (
         f"{len(history)} epochs of search: the expected latency of the supernet ends at "
         f"{unit.text_ms(record.expected_ms)}, with a budget of {unit.text_ms(record.budget_ms)} "
-        f"(it was above it in {over} epochs, where the multiplier pushes back)."
+        f"(after {over} of the epochs it was above it)."
     )
     warmup = sum("choice_loss" not in figures for figures in history)
     if warmup:

@@ -274,7 +274,7 @@ def unchecked(run: RunFiles) -> list[str]:
             "when verified than when derived. An interval holds within its own session only."
         )
     if not header.provenance.device.governor:
-        lines.append("The processor's clock could not be read or fixed.")
+        lines.append("The processor's clock could not be read, so it may have changed on the way.")
     if run.table.calibration is None:
         lines.append(
             "The table is not calibrated: predictions are plain sums of operators, "

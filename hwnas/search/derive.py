@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from hwnas.space.genotype import Genotype
 
 # HiGHS accepts a solution that breaks a row by up to 1e-6; the latency row is scaled to a
-# right-hand side of 1, and this much is held back so that the answer meets the budget exactly.
+# right-hand side of 1, and this much is given and then held back, so that the answer meets the
+# budget exactly.
 _ROW_TOLERANCE = 2e-6
 
 
@@ -65,23 +66,29 @@ def best_genotype(
             gains.append(option_scores[here])
             costs_us.append(cost_us)
 
-    constraints = [_one_path(arcs, sizes)]
+    path = _one_path(arcs, sizes)
     spare_us = budget_ms * 1e3 - fixed_us
-    if spare_us < sum(link.max() for link in links) + head_us.max():
-        row = np.array(costs_us)[None, :] / spare_us
-        constraints.append(LinearConstraint(row, ub=1.0 - _ROW_TOLERANCE))
-    result = milp(
-        -np.array(gains),
-        integrality=np.ones(len(arcs), dtype=np.int64),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
-    if result.x is None:
-        # Only the row tolerance can get here: the budget is the fastest network's latency itself.
+    if spare_us <= 0:
         return fastest_genotype(latency)
-    chosen = [arc for arc, flow in zip(arcs, result.x, strict=True) if flow > 0.5]
-    return latency.space.genotype_of_choices([here for _, _, here in chosen])
+    row = np.array(costs_us)[None, :] / spare_us
+    # First with a little more than the budget: an optimum that meets the budget all the same is the
+    # exact one, also where the budget is the very latency of a network.
+    for bound in (1.0 + _ROW_TOLERANCE, 1.0 - _ROW_TOLERANCE):
+        result = milp(
+            -np.array(gains),
+            integrality=np.ones(len(arcs), dtype=np.int64),
+            bounds=Bounds(0, 1),
+            constraints=[path, LinearConstraint(row, ub=bound)],
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            continue
+        chosen = [arc for arc, flow in zip(arcs, result.x, strict=True) if flow > 0.5]
+        genotype = latency.space.genotype_of_choices([here for _, _, here in chosen])
+        if latency.predict_ms(genotype) <= budget_ms:
+            return genotype
+    # Only the row tolerance can get here: the budget is the fastest network's latency itself.
+    return fastest_genotype(latency)
 
 
 def fastest_genotype(latency: LatencyModel) -> Genotype:

@@ -27,7 +27,7 @@ from hwnas.search.budget import BudgetMultiplier
 from hwnas.search.derive import check_budget
 from hwnas.search.supernet import ChannelMasks, Choices, sample_gates
 from hwnas.space.memory_format import channels_last
-from hwnas.training.loop import Epoch, Figures, run_epochs, set_learning_rate
+from hwnas.training.loop import Epoch, Figures, check_rates, run_epochs, set_learning_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,11 +91,12 @@ class SearchConfig:
             )
         if self.batch < 2 or self.attention_size < 1:
             raise ConfigError("`batch` is at least 2 and `attention_size` at least 1")
-        for name in ("learning_rate", "choice_learning_rate", "temperature_start",
-                     "temperature_end"):  # fmt: skip
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"`{name}` is a positive number, not {value}")
+        check_rates(
+            self,
+            positive=("learning_rate", "choice_learning_rate", "temperature_start",
+                      "temperature_end", "product_alpha", "product_beta"),
+            weights=("weight_decay", "choice_weight_decay", "attention_weight"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +169,13 @@ def search_supernet(
             "budget": run.budget,
         },
         checkpoint=checkpoint,
-        settings={**asdict(config), **inputs, "budget_ms": budget_ms, "seed": seed},
+        settings={
+            **asdict(config),
+            **{f"data.{name}": value for name, value in asdict(data_config).items()},
+            **inputs,
+            "budget_ms": budget_ms,
+            "seed": seed,
+        },
         progress=progress,
     )
     with torch.no_grad():

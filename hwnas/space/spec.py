@@ -63,6 +63,13 @@ class SpaceSpec:
             raise ConfigError(f"image_shape is (channels, height, width), not {self.image_shape}")
         if self.classes < 2:
             raise ConfigError(f"a classifier needs at least two classes, not {self.classes}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ConfigError(f"a kernel's side is odd, not {self.kernel}")
+        if min(self.stem, self.expansion) < 1 or self.stem_stride not in (1, 2):
+            raise ConfigError(
+                f"stem ({self.stem}) and expansion ({self.expansion}) are at least 1, and "
+                f"stem_stride ({self.stem_stride}) is 1 or 2"
+            )
         if not self.stages:
             raise ConfigError("a space needs at least one stage")
 

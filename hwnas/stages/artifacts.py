@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwnas.core.artifacts import MANIFEST, read_manifest
+from hwnas.core.artifacts import MANIFEST, check_place, read_manifest, sha256_of, sha256_of_file
+from hwnas.core.decoding import encode_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
+
+    from hwnas.data.sources import DataConfig
 
 
 def is_current(
@@ -18,8 +22,25 @@ def is_current(
 
     Raises:
         ArtifactError: It was changed after it was made, or another stage made it.
+        InputFileError: Something else stands in its place: known before hours of work, not after.
     """
+    check_place(path)
     if not (path / MANIFEST).is_file():
         return False
     manifest = read_manifest(path, kind=kind)
-    return manifest.settings == dict(settings) and manifest.inputs == dict(inputs)
+    # Settings as a manifest gives them back: JSON has lists where Python has tuples.
+    wanted = json.loads(encode_json(dict(settings)))
+    return manifest.settings == wanted and manifest.inputs == dict(inputs)
+
+
+def data_inputs(config: DataConfig) -> dict[str, str]:
+    """Return the hash of a user's own images, for the inputs of what is made from them.
+
+    Raises:
+        InputFileError: They cannot be read.
+    """
+    place = Path(config.source.partition(":")[2])
+    if place.is_dir():
+        hashes = [sha256_of_file(file) for file in sorted(place.rglob("*.bin"))]
+        return {"data": sha256_of("\n".join(hashes).encode())}
+    return {"data": sha256_of_file(place)} if place.is_file() else {}

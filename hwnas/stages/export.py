@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.verify.parity import Parity
+    from hwnas.verify.verification import VerifySettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,27 @@ def export(network: Path, out: Path, *, progress: Progress = SILENT) -> ExportRe
         ArtifactError: The network is unfinished or was changed.
         ExportError: The model cannot be exported as promised, or its outputs are not PyTorch's.
     """
+    return make_engine(network, out, progress=progress)
+
+
+def make_engine(
+    network: Path,
+    out: Path,
+    *,
+    verify: VerifySettings | None = None,
+    progress: Progress = SILENT,
+) -> ExportResult:
+    """Export, or find the engine exported. Raises as `export`.
+
+    Args:
+        network: As in `export`.
+        out: As in `export`.
+        verify: How the engine is to be verified; by default as the network's settings say.
+        progress: Where to report.
+    """
     import shutil
+
+    import msgspec
 
     from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, read_manifest
     from hwnas.core.artifacts import sha256_of_file as hash_of
@@ -70,10 +91,12 @@ def export(network: Path, out: Path, *, progress: Progress = SILENT) -> ExportRe
 
     read_manifest(network, kind="train")
     inputs = {"network": hash_of(network / MANIFEST)}
-    if is_current(out, kind="export", settings={}, inputs=inputs):
+    config = read_json(network / trained.SETTINGS_FILE, RunConfig)
+    verify = verify or config.verify
+    settings = {"verify": msgspec.to_builtins(verify)}
+    if is_current(out, kind="export", settings=settings, inputs=inputs):
         progress.say(f"export: {out} is finished already")
         return _result(out)
-    config = read_json(network / trained.SETTINGS_FILE, RunConfig)
     derivation = read_json(network / trained.GENOTYPE_FILE, Derivation)
     space = ChannelSpace(derivation.space)
     twin = space.network(derivation.genotype).eval()
@@ -86,11 +109,11 @@ def export(network: Path, out: Path, *, progress: Progress = SILENT) -> ExportRe
         images, _ = files.arrays_of(data.validation)
         with OnnxRuntimeRunner(serialized, threads=derivation.threads) as runner:
             parity = parity_of(
-                logits_from_module(twin, images, batch=config.verify.batch),
-                logits_from_runner(runner, images, batch=config.verify.batch),
+                logits_from_module(twin, images, batch=verify.batch),
+                logits_from_runner(runner, images, batch=verify.batch),
             )
         task.advance()
-    tolerance = config.verify.tolerances.max_abs_diff
+    tolerance = verify.tolerances.max_abs_diff
     if parity.max_abs_diff is None or not parity.max_abs_diff <= tolerance:
         raise ExportError(
             f"the exported model's logits differ from PyTorch's by up to {parity.max_abs_diff}, "
@@ -107,7 +130,7 @@ def export(network: Path, out: Path, *, progress: Progress = SILENT) -> ExportRe
         class_names=data.class_names,
         data=config.data,
         threat=config.threat,
-        verify=config.verify,
+        verify=verify,
         budget_ms=derivation.budget_ms,
         predicted_ms=derivation.predicted_ms,
         measured_ms=derivation.measured_ms,
@@ -117,7 +140,10 @@ def export(network: Path, out: Path, *, progress: Progress = SILENT) -> ExportRe
         seed=config.seed,
     )
     draft = ManifestDraft(
-        kind="export", call=call_text("export", network=network, out=out), inputs=inputs
+        kind="export",
+        call=call_text("export", network=network, out=out),
+        settings=settings,
+        inputs=inputs,
     )
     with new_artifact(out, draft, checksums=True) as folder:
         (folder / files.MODEL_FILE).write_bytes(serialized)

@@ -110,7 +110,7 @@ def make_search(
     from hwnas.latency.model import LatencyModel
     from hwnas.search.records import SearchRecord
     from hwnas.search.rnas_cl import search_supernet
-    from hwnas.stages.artifacts import is_current
+    from hwnas.stages.artifacts import data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
     from hwnas.stages.spaces import space_of_table
@@ -123,7 +123,7 @@ def make_search(
     attention_size = config.search.attention_size
     teacher, teacher_spec = load_teacher(teacher_path, attention_size=attention_size)
     settings = search_settings(config, budget_ms)
-    inputs = {
+    inputs = data_inputs(config.data) | {
         "table": sha256_of_file(table_path),
         "teacher": sha256_of_file(teacher_path / MANIFEST),
     }

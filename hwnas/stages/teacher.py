@@ -101,14 +101,16 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
     from hwnas.core.weights import read_weights, write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import TEACHER_FILE, WEIGHTS_FILE, TeacherNetwork, TeacherSpec
-    from hwnas.stages.artifacts import is_current
+    from hwnas.stages.artifacts import data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.training.figures import accuracy_and_robustness
     from hwnas.training.teacher import train_teacher
 
     settings = teacher_settings(config)
     given = config.teacher.weights
-    inputs = {"weights": sha256_of_file(Path(given))} if given else {}
+    inputs = data_inputs(config.data)
+    if given:
+        inputs["weights"] = sha256_of_file(Path(given))
     if is_current(out, kind="teacher", settings=settings, inputs=inputs):
         progress.say(f"teacher: {out} is finished already")
         return read_json(out / "result.json", TeacherResult)

@@ -130,7 +130,7 @@ def make_network(
     from hwnas.distill.teacher import load_teacher
     from hwnas.search.records import Derivation
     from hwnas.space.channel_space import ChannelSpace
-    from hwnas.stages.artifacts import is_current
+    from hwnas.stages.artifacts import data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
     from hwnas.stages.search import SUPERNET_FILE
@@ -146,7 +146,7 @@ def make_network(
             hint="give the teacher of the search",
         )
     settings = train_settings(config)
-    inputs = {
+    inputs = data_inputs(config.data) | {
         "genotype": sha256_of_file(genotype_path),
         "teacher": sha256_of_file(teacher_path / MANIFEST),
     }

@@ -18,12 +18,13 @@ from hwnas.core.errors import ArtifactError, ConfigError, TrainingDivergedError
 from hwnas.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
 CHECKPOINT_SCHEMA = 1
+_DIVERGED_HINT = "the last good checkpoint is kept; lower the learning rate and run again"
 
 Figures = dict[str, float]
 
@@ -56,7 +57,7 @@ class Epoch:
         self.index = index
         self.count = count
         # Far apart for neighboring seeds and epochs.
-        self.generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        self.generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         self._report = report
         self._steps = 0
 
@@ -75,7 +76,7 @@ class Epoch:
         if not math.isfinite(value):
             raise TrainingDivergedError(
                 f"the loss of {self.name} is {value} in epoch {self.index + 1}, step {self._steps}",
-                hint="the last good checkpoint is kept; lower the learning rate and run again",
+                hint=_DIVERGED_HINT,
             )
         self._report(1.0 / steps, "")
         return value
@@ -110,7 +111,7 @@ def run_epochs(
     Raises:
         ConfigError: The checkpoint was made with other settings; what differs is named.
         ArtifactError: The checkpoint cannot be read.
-        TrainingDivergedError: A loss is not finite. The last checkpoint is kept.
+        TrainingDivergedError: A loss or a weight is not finite. The last checkpoint is kept.
     """
     history: list[Figures] = []
     if checkpoint.exists():
@@ -120,6 +121,7 @@ def run_epochs(
         for index in range(len(history), epochs):
             epoch = Epoch(name=name, index=index, count=epochs, seed=seed, report=task.advance)
             figures = body(epoch)
+            _check_finite(name, epoch, parts)
             history.append(figures)
             task.advance(0, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
             _save(checkpoint, parts, history, settings)
@@ -145,6 +147,46 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def check_rates(settings: object, *, positive: Sequence[str], weights: Sequence[str]) -> None:
+    """Refuse settings that no optimizer can take.
+
+    Args:
+        settings: Holds them as attributes.
+        positive: Names of those that are positive numbers.
+        weights: Names of those that are at least 0.
+
+    Raises:
+        ConfigError: One is negative or not finite; it is named.
+    """
+    for name in (*positive, *weights):
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and name in weights))):
+            kind = "positive number" if name in positive else "number of at least 0"
+            raise ConfigError(f"`{name}` is a {kind}, not {value}")
+
+
+def _check_finite(name: str, epoch: Epoch, parts: Mapping[str, Stateful]) -> None:
+    """Raise before a checkpoint is written that no run can go on from.
+
+    A loss is judged before its step, so the last step of an epoch is judged here.
+    """
+    for part in parts.values():
+        for tensor in _tensors_in(part.state_dict()):
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise TrainingDivergedError(
+                    f"a weight of {name} is no longer finite after epoch {epoch.index + 1}",
+                    hint=_DIVERGED_HINT,
+                )
+
+
+def _tensors_in(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for item in state.values() if isinstance(state, dict) else state:
+            yield from _tensors_in(item)
+
+
 def _save(
     path: Path, parts: Mapping[str, Stateful], history: list[Figures], settings: Mapping[str, Any]
 ) -> None:
@@ -168,10 +210,10 @@ def _restore(
         state = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ArtifactError(f"checkpoint {path} cannot be read: {error}", hint=discard) from error
-    if state.get("schema") != CHECKPOINT_SCHEMA:
+    schema = state.get("schema") if isinstance(state, dict) else None
+    if schema != CHECKPOINT_SCHEMA:
         raise ArtifactError(
-            f"checkpoint {path} has schema {state.get('schema')}; this hwnas reads "
-            f"{CHECKPOINT_SCHEMA}",
+            f"checkpoint {path} has schema {schema}; this hwnas reads {CHECKPOINT_SCHEMA}",
             hint=discard,
         )
     before = state["settings"]

@@ -17,7 +17,14 @@ from hwnas.distill.losses import kl_to_teacher
 from hwnas.robustness.pgd import perturb
 from hwnas.space.memory_format import channels_last
 from hwnas.training.figures import accuracy
-from hwnas.training.loop import Epoch, Figures, one_cycle, run_epochs, set_learning_rate
+from hwnas.training.loop import (
+    Epoch,
+    Figures,
+    check_rates,
+    one_cycle,
+    run_epochs,
+    set_learning_rate,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,6 +72,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if min(self.epochs, self.attack_steps) < 1 or self.batch < 2:
             raise ConfigError("`epochs` and `attack_steps` are at least 1 and `batch` at least 2")
+        check_rates(self, positive=("learning_rate",), weights=("weight_decay", "attention_weight"))
 
 
 def train_student(
@@ -118,6 +126,7 @@ def train_student(
         checkpoint=checkpoint,
         settings={
             **asdict(config),
+            **{f"data.{name}": value for name, value in asdict(data_config).items()},
             **inputs,
             "eps": threat.eps_pixels,
             "seed": seed,

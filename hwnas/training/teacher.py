@@ -16,7 +16,14 @@ from hwnas.distill.teacher import TeacherNetwork, TeacherSpec
 from hwnas.robustness.pgd import perturb
 from hwnas.space.memory_format import channels_last
 from hwnas.training.figures import accuracy
-from hwnas.training.loop import Epoch, Figures, one_cycle, run_epochs, set_learning_rate
+from hwnas.training.loop import (
+    Epoch,
+    Figures,
+    check_rates,
+    one_cycle,
+    run_epochs,
+    set_learning_rate,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +61,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if min(self.epochs, self.attack_steps) < 1 or self.batch < 2:
             raise ConfigError("`epochs` and `attack_steps` are at least 1 and `batch` at least 2")
+        check_rates(self, positive=("learning_rate",), weights=("weight_decay",))
 
 
 def train_teacher(
@@ -140,7 +148,12 @@ def train_teacher(
         seed=seed,
         parts={"network": network, "optimizer": optimizer},
         checkpoint=checkpoint,
-        settings={**asdict(config), "eps": threat.eps_pixels, "seed": seed},
+        settings={
+            **asdict(config),
+            **{f"data.{name}": value for name, value in asdict(data_config).items()},
+            "eps": threat.eps_pixels,
+            "seed": seed,
+        },
         progress=progress,
     )
     return network, spec, history

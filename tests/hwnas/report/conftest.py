@@ -1,0 +1,305 @@
+"""A small run folder, made by code: what `hwnas run` leaves behind, with invented figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from hwnas.core.artifacts import (
+    MANIFEST,
+    ManifestDraft,
+    new_artifact,
+    sha256_of_file,
+    write_atomically,
+)
+from hwnas.core.decoding import encode_json
+from hwnas.core.environment import provenance
+from hwnas.data.sources import DataConfig
+from hwnas.latency.calibration import calibration_record
+from hwnas.report.page import page_from_run
+from hwnas.robustness.evaluate import Accuracy
+from hwnas.robustness.threat import ThreatModel
+from hwnas.search.records import Derivation, SearchRecord
+from hwnas.space.channel_space import ChannelSpace, macs_of_operator
+from hwnas.space.spec import SpaceSpec, StageSpec
+from hwnas.verify.gates import Gate, at_least, at_most
+from hwnas.verify.masking import MaskingSigns
+from hwnas.verify.parity import Parity
+from hwnas.verify.verification import BlackBox, TwinAndEngine, Verification, VerifySettings
+from hwnas_profilers.records import Measurement, NetworkMeasurement, Statistics, TableHeader
+from hwnas_profilers.table import TableAppender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hwnas.space.genotype import Genotype
+
+    NewRun = Callable[..., Path]
+
+SPEC = SpaceSpec(
+    name="tiny",
+    image_shape=(1, 8, 8),
+    classes=3,
+    stem=8,
+    stem_stride=1,
+    stages=(StageSpec(blocks=1, widths=(8, 4)), StageSpec(blocks=1, widths=(16, 8), stride=2)),
+)
+SPACE = ChannelSpace(SPEC)
+STUDENT_LAYERS = ("stem", "block1.expand", "block2.expand")
+TEACHER_LAYERS = ("stem", "blocks.0")
+GATES = (
+    at_most("finite_logits", 0, 0, unit="images", meaning="the engine gives NaN"),
+    at_least("agreement", 0.999, 0.995, unit="of clean images", meaning="it decides otherwise"),
+    at_most("latency", -0.1, 0.05, unit="of the budget above it", meaning="it takes too long"),
+)
+MASKING = MaskingSigns(
+    n=20,
+    attacked=0.6,
+    more_steps=0.55,
+    larger_eps=0.2,
+    unbounded=0.0,
+    majority=0.4,
+    attacked_loss=1.2,
+    noise_loss=0.3,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a test's run is like."""
+
+    gates: tuple[Gate, ...] = GATES
+    class_names: tuple[str, ...] = ("zero", "one", "two")
+    calibrated: bool = True
+    measured_when_derived: bool = True
+    latency: bool = True
+    masking: MaskingSigns | None = MASKING
+    teacher_trained: bool = True
+    square_samples: int = 100
+    threat: ThreatModel = field(default_factory=lambda: ThreatModel(eps=0.1, steps=10))
+    widths: tuple[int, ...] = (8, 8)
+    scale: float = 1.0
+    networks: int = 5
+    elsewhere: Path | None = None
+    teacher_layers: tuple[str, ...] = TEACHER_LAYERS
+    governor: str = ""
+
+
+def statistics(median_us: float) -> Statistics:
+    return Statistics(
+        n=60,
+        median_us=median_us,
+        low_us=0.99 * median_us,
+        high_us=1.01 * median_us,
+        min_us=0.95 * median_us,
+        p10_us=0.97 * median_us,
+        p90_us=1.05 * median_us,
+    )
+
+
+def _write_table(path: Path, case: Case) -> None:
+    made = provenance()
+    made = replace(made, device=replace(made.device, governor=case.governor))
+    header = TableHeader(
+        target="onnxruntime-cpu",
+        space=SPEC.name,
+        space_spec=msgspec.to_builtins(SPEC),
+        space_fingerprint=SPEC.fingerprint,
+        threads=1,
+        batch=1,
+        dtype="fp32",
+        settings={},
+        provenance=made,
+    )
+    keys = [operator.key for operator in SPACE.operators()]
+    isolated_us = case.scale * np.array([3.0 + 1e-3 * macs_of_operator(key) for key in keys])
+    generator = np.random.default_rng(0)
+
+    def measured(genotype: Genotype, index: int) -> tuple[Any, NetworkMeasurement]:
+        operators = SPACE.operators_of(genotype)
+        counts = np.array([operators.count(key) for key in keys], dtype=np.float64)
+        median = float(counts @ isolated_us) * (0.9 + 0.01 * math.sin(index)) - 2 * case.scale
+        return counts, NetworkMeasurement(
+            choices=SPACE.choices(genotype),
+            macs=SPACE.macs(genotype),
+            statistics=statistics(median),
+            first_us=median,
+            second_us=1.01 * median,
+        )
+
+    with TableAppender(path, header) as table:
+        for key, latency_us in zip(keys, isolated_us, strict=True):
+            table.append(Measurement(key=key, statistics=statistics(float(latency_us))))
+        if not case.calibrated:
+            return
+        drawn = [
+            measured(SPACE.random_genotype(generator), index) for index in range(2 * case.networks)
+        ]
+        fit, holdout = drawn[: case.networks], drawn[case.networks :]
+        table.append(
+            calibration_record(
+                keys=keys,
+                isolated_us=isolated_us,
+                counts=np.stack([counts for counts, _ in fit]),
+                networks=[network for _, network in fit],
+                holdout_counts=np.stack([counts for counts, _ in holdout]),
+                holdout_networks=[network for _, network in holdout],
+                seed=0,
+                utc="2026-01-01T00:00:00+00:00",
+            )
+        )
+
+
+def _trained(robust: float) -> dict[str, Any]:
+    return {
+        "params": 1234,
+        "macs": 5678,
+        "clean_accuracy": 0.95,
+        "robust_accuracy": robust,
+        "n": 50,
+        "eps": 0.1,
+        "steps": 10,
+    }
+
+
+def _epochs(count: int) -> list[dict[str, float]]:
+    return [
+        {"loss": 2.0 / epoch, "validation_accuracy": 1 - 0.5 / epoch}
+        for epoch in range(1, count + 1)
+    ]
+
+
+def _search_history(budget_ms: float) -> list[dict[str, float]]:
+    return [
+        {
+            "loss": 2.0 / (epoch + 1),
+            **({"choice_loss": 1.0 / (epoch + 1)} if epoch else {}),
+            "expected_ms": budget_ms * (1.1 - 0.05 * epoch),
+            "entropy": 0.7,
+            "temperature": 5.0 / (epoch + 1),
+            "multiplier": 0.0,
+        }
+        for epoch in range(4)
+    ]
+
+
+def make_run(run: Path, case: Case) -> Path:
+    """Write the folder of a run that has reached its verification."""
+    table = case.elsewhere or run / "table.jsonl"
+    _write_table(table, case)
+    budget_ms = 0.05 * case.scale
+    config = {
+        "seed": 0,
+        "table": {"path": str(case.elsewhere or ""), "networks": 5},
+        "budget": {"ms": budget_ms, "fraction": None},
+    }
+    write_atomically(run / "config.json", encode_json(config, indent=2))
+
+    def folder(name: str, kind: str, files: dict[str, object], **inputs: str) -> None:
+        draft = ManifestDraft(kind=kind, call=f"hwnas.api.{kind}()", inputs=inputs)
+        with new_artifact(run / name, draft) as new:
+            for file, value in files.items():
+                (new / file).write_bytes(encode_json(value, indent=2))
+
+    epochs = _epochs(3 if case.teacher_trained else 0)
+    folder("teacher", "teacher", {"result.json": _trained(0.7), "history.json": epochs})
+    record = SearchRecord(
+        space=SPEC,
+        target="onnxruntime-cpu",
+        budget_ms=budget_ms,
+        expected_ms=0.9 * budget_ms,
+        log_probabilities=((math.log(0.7), math.log(0.3)), (math.log(0.4), math.log(0.6))),
+        tutor_probabilities=((0.8, 0.2), (0.3, 0.7), (0.5, 0.5)),
+        student_layers=STUDENT_LAYERS,
+        teacher_layers=case.teacher_layers,
+        attention_size=4,
+        seed=0,
+    )
+    folder("search", "search", {"search.json": record, "history.json": _search_history(budget_ms)})
+    genotype = SPACE.genotype(case.widths)
+    derivation = Derivation(
+        genotype=genotype,
+        space=SPEC,
+        target="onnxruntime-cpu",
+        threads=1,
+        budget_ms=budget_ms,
+        predicted_ms=0.8 * budget_ms,
+        measured_ms=0.82 * budget_ms if case.measured_when_derived else None,
+        macs=SPACE.macs(genotype),
+        params=SPACE.parameters(genotype),
+        student_layers=STUDENT_LAYERS,
+        teacher_layers=case.teacher_layers,
+        tutors=record.tutors,
+        attention_size=4,
+        attempts=(),
+        table_sha256=sha256_of_file(table),
+        search_sha256=sha256_of_file(run / "search" / "search.json"),
+    )
+    write_atomically(run / "genotype.json", encode_json(derivation, indent=2))
+    folder("network", "train", {"result.json": _trained(0.65), "history.json": _epochs(4)})
+    card = {
+        "opset": 20,
+        "image_shape": SPEC.image_shape,
+        "class_names": case.class_names,
+        "data": DataConfig(),
+        "seed": 0,
+        "target": "onnxruntime-cpu",
+    }
+    folder("engine", "export", {"card.json": card})
+    clean, robust = Accuracy.from_counts(95, 100), Accuracy.from_counts(60, 100)
+    n = case.square_samples
+    verification = Verification(
+        engine="onnxruntime-cpu",
+        threat=case.threat,
+        parity=Parity(
+            n=100,
+            max_abs_diff=None,
+            relative_l2=None,
+            agreement=1.0,
+            margin_drift_p99=None,
+            nonfinite=1,
+            distinct_logits_twin=300,
+            distinct_logits_engine=300,
+            tie_rate=0.0,
+        ),
+        clean_accuracy=TwinAndEngine(twin=clean, engine=clean),
+        robust_accuracy=TwinAndEngine(twin=robust, engine=Accuracy.from_counts(59, 100)),
+        adversarial_agreement=0.99,
+        black_box=BlackBox(
+            replay=Accuracy.from_counts(59 * n // 100, n),
+            square=Accuracy.from_counts(62 * n // 100, n),
+            worst_case=Accuracy.from_counts(57 * n // 100, n),
+            queries=12345,
+        ),
+        masking=case.masking,
+        budget_ms=budget_ms,
+        latency=statistics(0.9e3 * budget_ms) if case.latency else None,
+        settings=VerifySettings(),
+        gates=case.gates,
+    )
+    engine = sha256_of_file(run / "engine" / MANIFEST)
+    folder("verification", "verify", {"verification.json": verification}, engine=engine)
+    return run
+
+
+@pytest.fixture(scope="session")
+def passed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose gates were all passed. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("runs") / "passed", Case())
+
+
+@pytest.fixture(scope="session")
+def passed_page(passed_run: Path) -> str:
+    return page_from_run(passed_run)
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> NewRun:
+    """Make a run of the test's own: `new_run(latency=False)`."""
+    return lambda **changes: make_run(tmp_path / "run", Case(**changes))

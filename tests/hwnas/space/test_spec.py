@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hwnas.core.decoding import decode_json, encode_json
+from hwnas.core.errors import ConfigError
+from hwnas.space.spec import SPACES, SpaceSpec, StageSpec, space_spec
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_space_survives_its_round_trip(name: str) -> None:
+    spec = SPACES[name]
+    assert spec.name == name
+    assert decode_json(encode_json(spec), SpaceSpec, source="test") == spec
+
+
+def test_fingerprints_tell_spaces_apart() -> None:
+    spec = SPACES["rnas-cl-xs"]
+    others = [
+        *SPACES.values(),
+        replace(spec, image_shape=(3, 16, 16)),
+        replace(spec, classes=11),
+        replace(spec, stages=spec.stages[:2]),
+        replace(spec, kernel=5),
+        replace(spec, expansion=4),
+    ]
+    assert len({other.fingerprint for other in others}) == len(others)
+    assert replace(spec, classes=10).fingerprint == spec.fingerprint
+
+
+def test_a_space_is_fitted_to_images_and_classes() -> None:
+    spec = space_spec("rnas-cl-s3", image_shape=(1, 28, 28), classes=7)
+    assert (spec.image_shape, spec.classes) == ((1, 28, 28), 7)
+    assert spec.stages == SPACES["rnas-cl-s3"].stages
+    assert space_spec("rnas-cl-s3") is SPACES["rnas-cl-s3"]
+
+
+def test_an_unknown_space_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown space `rnas-cl-s4`") as caught:
+        space_spec("rnas-cl-s4")
+    assert "did you mean `rnas-cl-s" in caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        space_spec("?")
+    assert caught.value.hint.startswith("known: rnas-cl-xs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"blocks": 0}, "at least one block"),
+        ({"stride": 3}, "stride is 1 or 2"),
+        ({"stride": 0}, "stride is 1 or 2"),
+        ({"widths": ()}, "widths of at least 1"),
+        ({"widths": (8, 0)}, "widths of at least 1"),
+        ({"widths": (4, 8)}, "from the widest down, each once"),
+        ({"widths": (8, 8)}, "from the widest down, each once"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        StageSpec(**({"blocks": 1, "widths": (8, 4)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_shape": (0, 16, 16)}, "image_shape is"),
+        ({"classes": 1}, "at least two classes"),
+        ({"stages": ()}, "at least one stage"),
+        ({"kernel": 4}, "odd, not 4"),
+        ({"kernel": 0}, "odd, not 0"),
+        ({"stem": 0}, "at least 1"),
+        ({"expansion": 0}, "at least 1"),
+        ({"stem_stride": 3}, "1 or 2"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        replace(SPACES["rnas-cl-xs"], **changes)
