@@ -115,13 +115,17 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     from hwnas.latency.model import LatencyModel
     from hwnas.search.derive import check_budget
     from hwnas.space.spec import space_spec
+    from hwnas.stages.checks import check_deployable
     from hwnas.stages.export import make_engine
     from hwnas.stages.report import report
     from hwnas.stages.search import make_search
     from hwnas.stages.spaces import space_of_table
     from hwnas.stages.teacher import make_teacher
     from hwnas.stages.train import make_network
+    from hwnas_profilers.targets import require_target
 
+    require_target(config.target.name)
+    check_deployable(config.target.name)
     data = load_data(config.data)
     spec = space_spec(
         config.space.name, image_shape=data.image_shape, classes=len(data.class_names)

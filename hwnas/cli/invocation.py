@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEBUG = "hwnas.debug"
 INTERRUPTED = 130
+LOGGERS = ("hwnas", "hwnas_profilers", "hwnas_export")
 
 
 class Failure(click.ClickException):
@@ -126,23 +127,26 @@ def _failure_from(error: Exception) -> Failure:
 @contextlib.contextmanager
 def _diagnostics_on_stderr(*, debug: bool) -> Iterator[None]:
     """Keep stdout for the result: libraries that print, print on stderr."""
-    logger = logging.getLogger("hwnas")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         if debug:
-            logger.setLevel(logging.DEBUG)
+            for logger in loggers:
+                logger.setLevel(logging.DEBUG)
         elif not sys.warnoptions:
             # What libraries will change one day is for us to mend, not for users to read.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-        logger.addHandler(handler)
+        for logger in loggers:
+            logger.addHandler(handler)
         try:
             yield
         finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.removeHandler(handler)
+                logger.setLevel(level)
 
 
 def _takes_progress(function: Callable[..., Any]) -> bool:

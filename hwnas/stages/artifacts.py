@@ -39,7 +39,10 @@ def data_inputs(config: DataConfig) -> dict[str, str]:
     Raises:
         InputFileError: They cannot be read.
     """
-    place = Path(config.source.partition(":")[2])
+    _, _, name = config.source.partition(":")
+    place = Path(name)
+    if not name:
+        return {}
     if place.is_dir():
         hashes = [sha256_of_file(file) for file in sorted(place.rglob("*.bin"))]
         return {"data": sha256_of("\n".join(hashes).encode())}

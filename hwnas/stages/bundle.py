@@ -96,8 +96,8 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         ArtifactError: The folder is no bundle, or a file is missing or was changed.
     """
+    check_checksums(path)  # the manifest among them, before it is believed
     read_manifest(path, kind="export")
-    check_checksums(path)
     card = read_json(path / CARD_FILE, ModelCard)
     derivation = read_json(path / GENOTYPE_FILE, Derivation)
     twin = ChannelSpace(derivation.space).network(derivation.genotype)

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hwnas.core.errors import ConfigError
+from hwnas.core.errors import ConfigError, TargetError
 
 if TYPE_CHECKING:
     from hwnas.data.images import ImageData
+
+
+DEPLOYED = ("onnxruntime-cpu",)
+"""Targets that bundles are made and verified for."""
+
+
+def check_deployable(target: str) -> None:
+    """Check that a bundle can be made for a target; some can only be profiled.
+
+    Raises:
+        TargetError: It cannot.
+    """
+    if target not in DEPLOYED:
+        raise TargetError(
+            f"no bundle can be made for target `{target}`: it can be profiled, not deployed",
+            hint=f"use a table of {' or '.join(DEPLOYED)}",
+        )
 
 
 def check_images_fit(

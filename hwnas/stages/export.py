@@ -84,6 +84,7 @@ def make_engine(
     from hwnas.stages import train as trained
     from hwnas.stages.artifacts import is_current
     from hwnas.stages.calls import call_text
+    from hwnas.stages.checks import check_deployable
     from hwnas.stages.config import RunConfig
     from hwnas.verify.parity import parity_of
     from hwnas_export.onnx_export import INPUT_NAME, OPSET, OUTPUT_NAME, onnx_from_module
@@ -98,6 +99,7 @@ def make_engine(
         progress.say(f"export: {out} is finished already")
         return _result(out)
     derivation = read_json(network / trained.GENOTYPE_FILE, Derivation)
+    check_deployable(derivation.target)
     space = ChannelSpace(derivation.space)
     twin = space.network(derivation.genotype).eval()
     read_weights(network / trained.WEIGHTS_FILE, twin)

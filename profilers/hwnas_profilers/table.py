@@ -135,7 +135,13 @@ class LatencyTable:
 
     def _profile_command(self) -> str:
         header = self.header
-        return f"hwnas profile --space {header.space} --target {header.target} --out {self.path}"
+        parts = [f"hwnas profile --space {header.space} --target {header.target}"]
+        if "image_shape" in header.space_spec and "classes" in header.space_spec:
+            shape = ",".join(map(str, header.space_spec["image_shape"]))
+            parts.append(f"--image-shape {shape} --classes {header.space_spec['classes']}")
+        if header.threads != 1:
+            parts.append(f"--threads {header.threads}")
+        return " ".join([*parts, f"--out {self.path}"])
 
 
 class TableAppender:

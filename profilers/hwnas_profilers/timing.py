@@ -95,7 +95,7 @@ class TimingSettings:
         return cls(
             relative_width=relative_width,
             min_samples=200,
-            max_samples=1000,
+            max_samples=400,
             min_sample_us=1000.0,
             seed=seed,
         )

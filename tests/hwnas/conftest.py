@@ -5,17 +5,18 @@ Fixtures that hypothesis tests use live as long as the session: they hold no sta
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 import torch
+from hypothesis import settings
 
 from hwnas.core.environment import provenance
 from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig, load_data
 from hwnas.distill.teacher import Teacher, TeacherNetwork, TeacherSpec
-from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.spec import SpaceSpec, StageSpec
 from hwnas_profilers.records import Measurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable
@@ -23,8 +24,14 @@ from hwnas_profilers.table import LatencyTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from hwnas.space.channel_space import ChannelSpace
     from hwnas_profilers.records import CalibrationRecord
     from hwnas_profilers.workload import OperatorKey
+
+
+# A first call of torch takes longer than any deadline would allow, and cores are shared.
+settings.register_profile("hwnas", deadline=None)
+settings.load_profile("hwnas")
 
 
 class TableMaker(Protocol):
@@ -36,6 +43,27 @@ class TableMaker(Protocol):
         cost_us: Callable[[OperatorKey], float],
         calibration: CalibrationRecord | None = None,
     ) -> LatencyTable: ...
+
+
+class Interrupter:
+    """Progress that is interrupted, as by Ctrl-C, at a chosen step of the work."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps_left = steps
+
+    @contextmanager
+    def task(self, name: str, total: float, *, done: float = 0) -> Iterator[Interrupter]:
+        yield self
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        if steps == 0:
+            return
+        if self.steps_left == 0:
+            raise KeyboardInterrupt
+        self.steps_left -= 1
+
+    def say(self, message: str) -> None:
+        pass
 
 
 class GuardedData(ImageData):
@@ -67,6 +95,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def interrupted_after() -> Callable[[int], Interrupter]:
+    return Interrupter
 
 
 @pytest.fixture(scope="session")

@@ -64,22 +64,28 @@ def test_an_artifact_says_what_it_is_and_what_it_holds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reason", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1)])
 def test_what_is_stopped_midway_leaves_nothing(tmp_path: Path, reason: BaseException) -> None:
-    with (
-        pytest.raises(type(reason)),
-        new_artifact(tmp_path / "out", DRAFT) as folder,
-    ):
-        (folder / "payload.txt").write_text("half")
-        raise reason
+    def stopped() -> None:
+        with new_artifact(tmp_path / "out", DRAFT) as folder:
+            (folder / "payload.txt").write_text("half")
+            raise reason
+
+    with pytest.raises(type(reason)):
+        stopped()
     assert names_in(tmp_path) == []
 
 
 def test_what_is_stopped_midway_leaves_the_old_one(tmp_path: Path) -> None:
     out = make(tmp_path / "out", "old")
-    with pytest.raises(KeyboardInterrupt), new_artifact(out, DRAFT) as folder:
-        (folder / "payload.txt").write_text("new")
-        # Until the new one is whole, readers see the old one.
-        assert (out / "payload.txt").read_text() == "old"
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with new_artifact(out, DRAFT) as folder:
+            (folder / "payload.txt").write_text("new")
+            # Until the new one is whole, readers see the old one.
+            assert (out / "payload.txt").read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     read_manifest(out, kind="search")
     assert (out / "payload.txt").read_text() == "old"
     assert names_in(tmp_path) == ["out"]
@@ -301,7 +307,7 @@ def test_a_full_disk_leaves_the_old_artifact(
 
 def test_an_error_of_ours_passes_an_artifact_unchanged(tmp_path: Path) -> None:
     with (
-        pytest.raises(HwnasError, match="^about something else$"),
+        pytest.raises(HwnasError, match=r"^about something else$"),
         new_artifact(tmp_path / "out", DRAFT),
     ):
         raise InputFileError("about something else")

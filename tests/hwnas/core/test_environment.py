@@ -90,9 +90,7 @@ def test_a_machine_that_tells_nothing_is_survived(
     assert made.device.cores >= 1
 
 
-def test_a_board_names_itself(
-    fresh: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_board_names_itself(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(self: Path, **_: object) -> str:
         if self == Path("/proc/device-tree/model"):
             return "NVIDIA Jetson Orin Nano\0"

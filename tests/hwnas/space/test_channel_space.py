@@ -140,7 +140,7 @@ def test_all_genotypes_are_all_and_each_once() -> None:
 
 
 @SPACES_UNDER_TEST
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32))
 def test_operators_composed_have_the_shapes_of_the_network(space: ChannelSpace, seed: int) -> None:
     genotype = drawn(space, seed)
@@ -168,7 +168,7 @@ def test_operators_composed_compute_what_the_network_computes(space: ChannelSpac
 
 
 @SPACES_UNDER_TEST
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32))
 def test_macs_are_those_that_happen(space: ChannelSpace, seed: int) -> None:
     genotype = drawn(space, seed)
@@ -198,11 +198,7 @@ def test_a_network_runs_operators_of_its_space(space: ChannelSpace, seed: int) -
 
 @SPACES_UNDER_TEST
 def test_transitions_hold_every_operator_and_no_other(space: ChannelSpace) -> None:
-    by_networks = {
-        key
-        for seed in range(300)
-        for key in space.operators_of(drawn(space, seed))
-    }
+    by_networks = {key for seed in range(300) for key in space.operators_of(drawn(space, seed))}
     in_links = {key for link in space.transitions for row in link for key in row}
     listed = [operator.key for operator in space.operators()]
     assert by_networks == in_links == set(listed)
@@ -232,10 +228,9 @@ def test_an_operator_of_another_space_is_refused() -> None:
     assert "known: stem" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_every_space_has_networks_that_run(name: str) -> None:
-    if name in ("rnas-cl-m", "rnas-cl-l"):
-        pytest.skip("shapes are checked by the published counts; running them takes long")
+# The large spaces take long to run; their published counts check them.
+@pytest.mark.parametrize("name", ["rnas-cl-xs", "rnas-cl-s3", "rnas-cl-s5", "rnas-cl-s7"])
+def test_a_named_space_has_networks_that_run(name: str) -> None:
     space = ChannelSpace(space_spec(name))
     with torch.no_grad():
         logits = space.network(space.smallest).eval()(torch.rand(2, *space.spec.image_shape))
@@ -253,7 +248,8 @@ def test_parameters_are_those_of_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "expansion", "hidden"), [(16, 6, 96), (12, 6, 72), (10, 6, 64), (14, 6, 88), (1, 2, 8)]
+    ("width", "expansion", "hidden"),
+    [(16, 6, 96), (12, 6, 72), (10, 6, 64), (14, 6, 88), (1, 2, 8)],
 )
 def test_hidden_widths_are_multiples_of_eight(width: int, expansion: int, hidden: int) -> None:
     assert hidden_width(width, expansion) == hidden
@@ -267,7 +263,7 @@ def test_the_input_is_added_where_shapes_are_equal(
     in_channels: int, out_channels: int, stride: int, shortcut: bool
 ) -> None:
     block = InvertedResidual(in_channels, out_channels, hidden=16, kernel=3, stride=stride).eval()
-    nn.init.zeros_(block.project[0].weight)
+    nn.init.zeros_(block.get_parameter("project.0.weight"))
     features = torch.rand(1, in_channels, 4, 4)
     output = block(features)
     assert torch.equal(output, features) if shortcut else not output.any()

@@ -6,13 +6,17 @@ normalization cancels them; here they are added back.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import nn
 
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.genotype import Genotype
 from hwnas.space.spec import space_spec
+
+if TYPE_CHECKING:
+    from hwnas.space.genotype import Genotype
 
 
 def space_of(name: str) -> ChannelSpace:

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from hwnas.core.decoding import decode_json, encode_json
+from hwnas.core.errors import BudgetError, ConfigError, DataError, TrainingDivergedError
+from hwnas.data.images import ImageData
+from hwnas.data.sources import DataConfig
+from hwnas.latency.model import LatencyModel
+from hwnas.search.derive import best_genotype
+from hwnas.search.records import SearchRecord
+from hwnas.search.rnas_cl import SearchConfig, SearchOutcome, search_supernet
+from hwnas.space.channel_space import ChannelSpace, macs_of_operator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hwnas.core.progress import Progress
+    from hwnas.distill.teacher import Teacher
+    from hwnas.space.spec import SpaceSpec
+    from hwnas_profilers.table import LatencyTable
+    from hwnas_profilers.workload import OperatorKey
+
+    TableMaker = Callable[..., LatencyTable]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = SearchConfig(epochs=4, warmup_epochs=1, batch=32, attention_size=4)
+
+
+class Searcher:
+    """A small search: its space takes from 1 to about 2.5 times the fastest network's latency."""
+
+    def __init__(
+        self, spec: SpaceSpec, table_of: TableMaker, teacher: Teacher, data: ImageData
+    ) -> None:
+        def cost_us(key: OperatorKey) -> float:
+            return 3.0 + macs_of_operator(key) / 1e3
+
+        self.space = ChannelSpace(spec)
+        self.latency = LatencyModel(self.space, table_of(self.space, cost_us))
+        self.teacher, self.data = teacher, data
+        self.low_ms, self.high_ms = self.latency.range_ms()
+
+    def budget(self, fraction: float) -> float:
+        return self.low_ms + fraction * (self.high_ms - self.low_ms)
+
+    def run(self, checkpoint: Path, config: SearchConfig = CONFIG, **changes: Any) -> SearchOutcome:
+        given: dict[str, Any] = {
+            "budget_ms": self.budget(0.5),
+            "seed": 0,
+            "inputs": {"table": "ab"},
+            "data_config": DataConfig(),
+            "data": self.data,
+        } | changes
+        return search_supernet(
+            self.space, self.latency, self.teacher, given.pop("data"), given.pop("data_config"),
+            config, checkpoint=checkpoint, **given,
+        )  # fmt: skip
+
+    @property
+    def even_ms(self) -> float:
+        """Expected latency before anything is learned."""
+        even = [torch.full((len(options),), 1 / len(options)) for options in self.space.options]
+        return float(self.latency.expected_ms(even))
+
+
+@pytest.fixture
+def searcher(
+    small_spec: SpaceSpec, table_of: TableMaker, small_teacher: Teacher, few_digits: ImageData
+) -> Searcher:
+    return Searcher(small_spec, table_of, small_teacher, few_digits)
+
+
+def same_outcome(first: SearchOutcome, second: SearchOutcome) -> bool:
+    states = (first.supernet.state_dict().values(), second.supernet.state_dict().values())
+    return (
+        all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+        and first.log_probabilities == second.log_probabilities
+        and first.tutor_probabilities == second.tutor_probabilities
+        and first.expected_ms == second.expected_ms
+        and first.history == second.history
+    )
+
+
+# 3 steps in the first epoch, which only warms up, then 3 of weights and 2 of choices in each.
+@pytest.mark.parametrize("step", [0, 2, 3, 7, 12, 17])
+def test_an_interrupted_search_ends_in_the_same_numbers(
+    searcher: Searcher,
+    tmp_path: Path,
+    interrupted_after: Callable[[int], Progress],
+    step: int,
+) -> None:
+    whole = searcher.run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        searcher.run(tmp_path / "cut", progress=interrupted_after(step))
+    torch.manual_seed(step)  # the global generator must not matter
+    assert same_outcome(searcher.run(tmp_path / "cut"), whole)
+
+
+@pytest.mark.parametrize("gates", ["soft", "hard"])
+def test_an_outcome_is_whole(searcher: Searcher, tmp_path: Path, gates: Any) -> None:
+    outcome = searcher.run(tmp_path / "c", replace(CONFIG, gates=gates))
+    for row, options in zip(outcome.log_probabilities, searcher.space.options, strict=True):
+        assert len(row) == len(options)
+        assert sum(map(math.exp, row)) == pytest.approx(1, abs=1e-5)
+    assert len(outcome.tutor_probabilities) == len(outcome.supernet.tap_names)
+    for row in outcome.tutor_probabilities:
+        assert len(row) == len(searcher.teacher.layers)
+        assert sum(row) == pytest.approx(1, abs=1e-5)
+    probabilities = [torch.tensor(row).exp() for row in outcome.log_probabilities]
+    assert outcome.expected_ms == pytest.approx(
+        float(searcher.latency.expected_ms(probabilities)), rel=1e-5
+    )
+    assert searcher.low_ms <= outcome.expected_ms <= searcher.high_ms
+    assert outcome.history[-1]["expected_ms"] == outcome.expected_ms
+    scores = [np.array(row) for row in outcome.log_probabilities]
+    genotype = best_genotype(searcher.latency, scores, searcher.budget(0.5))
+    assert searcher.latency.predict_ms(genotype) <= searcher.budget(0.5)
+
+
+def test_the_weights_are_trained_and_warmup_leaves_choices_alone(
+    searcher: Searcher, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, epochs=6, warmup_epochs=3, batch=16)
+    history = searcher.run(tmp_path / "c", config).history
+    assert history[-1]["loss"] < history[0]["loss"]
+    even = sum(math.log(len(options)) for options in searcher.space.options) / 3
+    for figures in history[:3]:
+        assert "choice_loss" not in figures
+        assert figures["entropy"] == pytest.approx(even, rel=1e-5)
+        assert figures["expected_ms"] == pytest.approx(searcher.even_ms, rel=1e-5)
+        assert figures["multiplier"] == 0
+    for figures in history[3:]:
+        assert figures["choice_loss"] > 0
+        assert figures["entropy"] < even
+    assert history[0]["temperature"] == CONFIG.temperature_start
+    assert history[-1]["temperature"] == pytest.approx(CONFIG.temperature_end)
+
+
+LONGER = SearchConfig(
+    epochs=16, warmup_epochs=1, batch=16, attention_size=4, choice_learning_rate=0.3
+)
+
+
+def test_a_tight_budget_ends_faster_than_a_loose_one(searcher: Searcher, tmp_path: Path) -> None:
+    tight_ms = searcher.budget(0.15)
+    tight = searcher.run(tmp_path / "tight", LONGER, budget_ms=tight_ms)
+    loose = searcher.run(tmp_path / "loose", LONGER, budget_ms=searcher.high_ms * 2)
+    assert searcher.even_ms > tight_ms  # it binds
+    assert tight.expected_ms < loose.expected_ms
+    assert tight.expected_ms == pytest.approx(tight_ms, rel=0.1)
+    assert all(figures["multiplier"] == 0 for figures in loose.history)
+    assert max(figures["multiplier"] for figures in tight.history) > 0
+
+
+def test_the_papers_latency_term_lowers_the_expected_latency(
+    searcher: Searcher, tmp_path: Path
+) -> None:
+    # Nothing of the task speaks for any choice: what is left is the latency.
+    config = replace(LONGER, latency_term="product", attention_weight=0.0, product_beta=4.0)
+    outcome = searcher.run(tmp_path / "c", config)
+    assert outcome.expected_ms < 0.9 * searcher.even_ms
+    assert all(figures["multiplier"] == 0 for figures in outcome.history)
+
+
+def test_the_seed_decides_everything(searcher: Searcher, tmp_path: Path) -> None:
+    first, second = (searcher.run(tmp_path / name) for name in ("a", "b"))
+    assert same_outcome(first, second)
+    assert not same_outcome(first, searcher.run(tmp_path / "c", seed=1))
+
+
+def test_the_teacher_is_not_moved(searcher: Searcher, tmp_path: Path) -> None:
+    network = searcher.teacher.network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    searcher.run(tmp_path / "c")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_guard_of_the_test_split_works(few_digits: ImageData) -> None:
+    with pytest.raises(AssertionError, match="the test split was touched"):
+        len(few_digits.test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"budget_ms": 1.0}, "budget_ms: .* -> 1.0"),
+        ({"inputs": {"table": "cd"}}, "table: 'ab' -> 'cd'"),
+        # Another split would choose on images that were trained on before.
+        ({"data_config": DataConfig(seed=1)}, "data.seed: 0 -> 1"),
+        ({"config": replace(CONFIG, gates="hard")}, "gates: 'soft' -> 'hard'"),
+    ],
+)
+def test_a_checkpoint_of_another_search_is_refused(
+    searcher: Searcher, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    searcher.run(tmp_path / "c")
+    with pytest.raises(ConfigError, match=says):
+        searcher.run(tmp_path / "c", **changes)
+
+
+def test_a_rate_too_high_is_found_out(searcher: Searcher, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match="search"):
+        searcher.run(tmp_path / "c", replace(CONFIG, learning_rate=1e30))
+
+
+def test_a_loss_that_breaks_late_keeps_what_was_good(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searcher.run(tmp_path / "whole")
+    observe = type(searcher.teacher).observe
+    calls = 0
+
+    def spoil(self: Teacher, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        logits, maps = observe(self, images)
+        return (logits * math.nan if calls == 10 else logits), maps
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(searcher.teacher), "observe", spoil)
+        with pytest.raises(TrainingDivergedError, match="loss of search is nan in epoch 3"):
+            searcher.run(tmp_path / "c")
+    assert same_outcome(searcher.run(tmp_path / "c"), whole)
+
+
+def test_a_search_that_cannot_be_is_refused_before_it_begins(
+    searcher: Searcher, tmp_path: Path
+) -> None:
+    with pytest.raises(BudgetError, match="no network meets"):
+        searcher.run(tmp_path / "c", budget_ms=searcher.low_ms / 2)
+    one = ImageData(
+        name="one",
+        train=searcher.data.train,
+        validation=searcher.data.validation.subset(1, torch.Generator()),
+        test=searcher.data.train,
+        class_names=searcher.data.class_names,
+    )
+    with pytest.raises(DataError, match="at least two images"):
+        searcher.run(tmp_path / "c", data=one)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"warmup_epochs": 30}, r"`warmup_epochs` \(30\) must leave some of the 30 `epochs`"),
+        ({"warmup_epochs": -1}, "`warmup_epochs`"),
+        ({"epochs": 0, "warmup_epochs": 0}, "`epochs`"),
+        ({"batch": 1}, "`batch` is at least 2"),
+        ({"attention_size": 0}, "`attention_size` at least 1"),
+        ({"learning_rate": 0.0}, "`learning_rate` is a positive number"),
+        ({"choice_learning_rate": float("nan")}, "`choice_learning_rate` is a positive number"),
+        ({"temperature_end": 0.0}, "`temperature_end` is a positive number"),
+        ({"product_alpha": -0.2}, "`product_alpha` is a positive number"),
+        ({"weight_decay": -1.0}, "`weight_decay` is a number of at least 0"),
+        ({"choice_weight_decay": -1.0}, "`choice_weight_decay` is a number of at least 0"),
+        ({"attention_weight": float("nan")}, "`attention_weight` is a number of at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SearchConfig(**changes)
+
+
+def test_a_record_survives_its_round_trip_and_names_the_tutors(
+    searcher: Searcher, tmp_path: Path
+) -> None:
+    outcome = searcher.run(tmp_path / "c")
+    record = SearchRecord(
+        space=searcher.space.spec,
+        target="onnxruntime-cpu",
+        budget_ms=1.0,
+        expected_ms=outcome.expected_ms,
+        log_probabilities=outcome.log_probabilities,
+        tutor_probabilities=outcome.tutor_probabilities,
+        student_layers=outcome.supernet.tap_names,
+        teacher_layers=searcher.teacher.layers,
+        attention_size=4,
+        seed=0,
+    )
+    assert decode_json(encode_json(record), SearchRecord, source="test") == record
+    assert len(record.tutors) == len(record.student_layers)
+    for tutor, row in zip(record.tutors, record.tutor_probabilities, strict=True):
+        assert row[tutor] == max(row)

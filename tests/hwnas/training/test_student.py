@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from hwnas.core.errors import ConfigError, TrainingDivergedError
+from hwnas.data.sources import DataConfig
+from hwnas.distill.attention import attention_distances, attention_maps
+from hwnas.robustness.threat import ThreatModel
+from hwnas.space.channel_space import ChannelSpace
+from hwnas.training.student import TrainConfig, train_student
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hwnas.core.progress import Progress
+    from hwnas.data.images import ImageData
+    from hwnas.distill.teacher import Teacher
+    from hwnas.space.network import ChannelNetwork
+    from hwnas.space.spec import SpaceSpec
+    from hwnas.training.loop import Figures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = TrainConfig(epochs=3, batch=32, attack_steps=2)
+
+
+class Setting:
+    """A student and what it is trained with."""
+
+    def __init__(self, space: ChannelSpace, teacher: Teacher, data: ImageData) -> None:
+        self.space, self.teacher, self.data = space, teacher, data
+        self.tutors = [
+            index % len(teacher.layers) for index in range(len(self.student().tap_names))
+        ]
+
+    def student(self) -> ChannelNetwork:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.space.network(self.space.largest)
+
+    def train(
+        self,
+        network: ChannelNetwork,
+        checkpoint: Path,
+        config: TrainConfig = CONFIG,
+        **changes: Any,
+    ) -> list[Figures]:
+        given: dict[str, Any] = {
+            "data_config": DataConfig(),
+            "threat": ThreatModel(),
+            "tutors": self.tutors,
+            "seed": 0,
+            "inputs": {"teacher": "ab"},
+        } | changes
+        return train_student(
+            network, given.pop("tutors"), self.teacher, self.data, given.pop("data_config"),
+            given.pop("threat"), config, checkpoint=checkpoint, **given,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def setting(small_spec: SpaceSpec, small_teacher: Teacher, few_digits: ImageData) -> Setting:
+    return Setting(ChannelSpace(small_spec), small_teacher, few_digits)
+
+
+def same_state(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("robust", ["rslad", "none"])
+@pytest.mark.parametrize("step", [0, 4, 8])
+def test_an_interrupted_training_ends_in_the_same_numbers(
+    setting: Setting,
+    tmp_path: Path,
+    interrupted_after: Callable[[int], Progress],
+    robust: Any,
+    step: int,
+) -> None:
+    config = replace(CONFIG, robust=robust)
+    whole, cut, resumed = (setting.student() for _ in range(3))
+    expected = setting.train(whole, tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        setting.train(cut, tmp_path / "cut", config, progress=interrupted_after(step))
+    torch.manual_seed(step)  # the global generator must not matter
+    assert setting.train(resumed, tmp_path / "cut", config) == expected
+    assert same_state(resumed, whole)
+
+
+@pytest.mark.parametrize("robust", ["rslad", "none"])
+def test_training_lowers_the_loss_and_moves_nothing_of_the_teacher(
+    setting: Setting, tmp_path: Path, robust: Any
+) -> None:
+    teacher = setting.teacher.network
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    history = setting.train(setting.student(), tmp_path / "c", replace(CONFIG, robust=robust))
+    assert len(history) == 3
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_the_attention_weight_draws_a_student_to_its_tutors(
+    setting: Setting, tmp_path: Path
+) -> None:
+    distances = []
+    images = setting.data.validation.pixels()
+    for weight in (0.0, 300.0):
+        network = setting.student()
+        config = replace(CONFIG, robust="none", epochs=15, batch=16, attention_weight=weight)
+        setting.train(network, tmp_path / f"{weight}", config)
+        taps: list[torch.Tensor] = []
+        with torch.no_grad():
+            network.eval()(images, taps=taps)
+            _, maps = setting.teacher.observe(images)
+        size = setting.teacher.attention_size
+        every = attention_distances(attention_maps(taps, size), maps)
+        chosen = every[torch.arange(len(every)), torch.tensor(setting.tutors)]
+        distances.append(float(chosen.mean()))
+    assert distances[1] < 0.9 * distances[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"inputs": {"teacher": "cd"}}, "teacher: 'ab' -> 'cd'"),
+        ({"tutors": None}, r"tutors: \[0, 1.* -> \[0, 0"),
+        ({"threat": ThreatModel(eps="4/255")}, "eps: 0.03.* -> 0.01"),
+        ({"data_config": DataConfig(pad=2)}, "data.pad: 1 -> 2"),
+        ({"config": replace(CONFIG, robust="none")}, "robust: 'rslad' -> 'none'"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    setting: Setting, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    setting.train(setting.student(), tmp_path / "c", replace(CONFIG, epochs=1))
+    if "tutors" in changes:
+        changes["tutors"] = [0] * len(setting.tutors)
+    config = replace(changes.pop("config", CONFIG), epochs=1)
+    with pytest.raises(ConfigError, match=says):
+        setting.train(setting.student(), tmp_path / "c", config, **changes)
+
+
+def test_a_loss_that_is_no_number_is_found_out(setting: Setting, tmp_path: Path) -> None:
+    network = setting.student()
+    torch.nn.init.constant_(network.head.classifier.weight, float("nan"))
+    with pytest.raises(TrainingDivergedError, match="loss of train is nan in epoch 1, step 1"):
+        setting.train(network, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epochs": 0}, "`epochs` and `attack_steps` are at least 1"),
+        ({"attack_steps": 0}, "`epochs` and `attack_steps` are at least 1"),
+        ({"batch": 1}, "`batch` at least 2"),
+        ({"learning_rate": 0.0}, "`learning_rate` is a positive number"),
+        ({"weight_decay": float("inf")}, "`weight_decay` is a number of at least 0"),
+        ({"attention_weight": -1.0}, "`attention_weight` is a number of at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        TrainConfig(**changes)
