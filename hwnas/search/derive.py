@@ -86,9 +86,11 @@ def best_genotype(
         this_path[0, chosen] = 1.0
         constraints.append(LinearConstraint(this_path, ub=len(sizes) - 0.5))
     chosen = _optimum(gains, [path, LinearConstraint(row, ub=1.0 - _ROW_TOLERANCE)])
-    if chosen is None:
-        return fastest_genotype(latency)
-    return latency.space.genotype_of_choices([arcs[index][2] for index in chosen])
+    if chosen is not None:
+        genotype = latency.space.genotype_of_choices([arcs[index][2] for index in chosen])
+        if latency.predict_ms(genotype) <= budget_ms:
+            return genotype
+    return fastest_genotype(latency)
 
 
 def fastest_genotype(latency: LatencyModel) -> Genotype:
