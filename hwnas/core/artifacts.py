@@ -252,6 +252,7 @@ def _temporary_beside(path: Path) -> Path:
     Process numbers do not tell runs apart: in containers each run may have the same one, so that
     what a killed run left would be in the way of the next.
     """
+    path = path.absolute()  # so that `.` has a name too
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
 
 

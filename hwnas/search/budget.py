@@ -23,8 +23,8 @@ class BudgetMultiplier:
 
     Attributes:
         budget: The bound, in the unit of the cost.
-        stiffness: s above. The excess is relative to the budget, and architecture logits are
-            stepped by Adam, which divides by the gradient's scale: one value serves all tasks.
+        stiffness: s above. The excess is relative to the budget and the search weighs the penalty
+            by the size of its own loss, so that neither unit matters and one value can serve.
         rate: r above.
         multiplier: m above.
 

@@ -47,3 +47,9 @@ def data_inputs(config: DataConfig) -> dict[str, str]:
         hashes = [sha256_of_file(file) for file in sorted(place.rglob("*.bin"))]
         return {"data": sha256_of("\n".join(hashes).encode())}
     return {"data": sha256_of_file(place)} if place.is_file() else {}
+
+
+def checkpoint_beside(out: Path) -> Path:
+    """Return where an artifact's checkpoint is kept until the artifact is whole."""
+    out = out.absolute()  # so that `.` has a name too
+    return out.with_name(f"{out.name}.checkpoint")

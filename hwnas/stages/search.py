@@ -110,7 +110,7 @@ def make_search(
     from hwnas.latency.model import LatencyModel
     from hwnas.search.records import SearchRecord
     from hwnas.search.rnas_cl import search_supernet
-    from hwnas.stages.artifacts import data_inputs, is_current
+    from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
     from hwnas.stages.spaces import space_of_table
@@ -133,7 +133,7 @@ def make_search(
     data = load_data(config.data)
     check_images_fit(data, space.spec.image_shape, space.spec.classes, what="the table's space")
     check_images_fit(data, teacher_spec.image_shape, teacher_spec.classes, what="the teacher")
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = checkpoint_beside(out)
     outcome = search_supernet(
         space,
         latency,

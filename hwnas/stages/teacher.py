@@ -101,7 +101,7 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
     from hwnas.core.weights import read_weights, write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import TEACHER_FILE, WEIGHTS_FILE, TeacherNetwork, TeacherSpec
-    from hwnas.stages.artifacts import data_inputs, is_current
+    from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.training.figures import accuracy_and_robustness
     from hwnas.training.teacher import train_teacher
@@ -115,7 +115,7 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
         progress.say(f"teacher: {out} is finished already")
         return read_json(out / "result.json", TeacherResult)
     data = load_data(config.data)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = checkpoint_beside(out)
     if given:
         spec = TeacherSpec(
             image_shape=data.image_shape,

@@ -130,7 +130,7 @@ def make_network(
     from hwnas.distill.teacher import load_teacher
     from hwnas.search.records import Derivation
     from hwnas.space.channel_space import ChannelSpace
-    from hwnas.stages.artifacts import data_inputs, is_current
+    from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
     from hwnas.stages.search import SUPERNET_FILE
@@ -173,7 +173,7 @@ def make_network(
         supernet = space.supernet()
         read_weights(search_path / SUPERNET_FILE, supernet)
         network.load_state_dict(space.slim_state(supernet, derivation.genotype))
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = checkpoint_beside(out)
     history = train_student(
         network,
         derivation.tutors,

@@ -51,8 +51,8 @@ class Tolerances:
     "Points" are percentage points of accuracy.
 
     Attributes:
-        max_abs_diff: Largest difference of any logit. Sound FP32 engines of the demo's networks differ
-            by less than 2e-5; `relative_l2` catches damage too small for this.
+        max_abs_diff: Largest difference of any logit. Sound FP32 engines of the demo's networks
+            differ by less than 2e-5; `relative_l2` catches damage too small for this.
         relative_l2: Norm of the difference over the norm of the logits: holds at any scale.
         agreement: Least share of equal predictions on clean images.
         tie_rate: Largest share of images whose two top logits are equal.
