@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import signal
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +126,7 @@ def _export(
     dynamic_shapes: tuple[Any, ...] | None,
 ) -> onnx.ModelProto:
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with _interrupts_deferred(), _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 folded_copy(module),
                 examples,
@@ -176,6 +178,35 @@ def _rename_ends(model: onnx.ModelProto) -> None:
     inner = [value for value in model.graph.value_info if value.name not in renames]
     del model.graph.value_info[:]
     model.graph.value_info.extend(inner)
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Hold Ctrl-C back until the exporter is done.
+
+    It takes whatever is raised in it, a KeyboardInterrupt too, for a strategy that failed, and
+    tries the next one.
+    """
+    held = False
+
+    def hold(*_: object) -> None:
+        nonlocal held
+        held = True
+
+    own = signal.getsignal(signal.SIGINT)
+    if (
+        own is not signal.default_int_handler
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+        if held:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

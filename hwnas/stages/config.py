@@ -105,9 +105,13 @@ class RunConfig:
 
     Attributes:
         seed: Seed of everything that is drawn.
+        training_threads: Threads that training computes with; 0 takes all cores. Networks as small
+            as the demo's gain little from a second one, and on busy cores lose much by waiting for
+            it.
     """
 
     seed: int = 0
+    training_threads: int = 0
     target: TargetConfig = field(default_factory=TargetConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -122,6 +126,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"`seed` is at least 0, not {self.seed}")
+        if self.training_threads < 0:
+            raise ConfigError(f"`training_threads` is at least 0, not {self.training_threads}")
 
 
 def load_config(

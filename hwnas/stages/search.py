@@ -104,6 +104,7 @@ def make_search(
     """Search, or find the search done. Raises as `search`."""
     from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
     from hwnas.core.decoding import encode_json, read_json
+    from hwnas.core.threads import torch_threads
     from hwnas.core.weights import write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import load_teacher
@@ -134,19 +135,20 @@ def make_search(
     check_images_fit(data, space.spec.image_shape, space.spec.classes, what="the table's space")
     check_images_fit(data, teacher_spec.image_shape, teacher_spec.classes, what="the teacher")
     checkpoint = checkpoint_beside(out)
-    outcome = search_supernet(
-        space,
-        latency,
-        teacher,
-        data,
-        config.data,
-        config.search,
-        budget_ms=budget_ms,
-        seed=config.seed,
-        checkpoint=checkpoint,
-        inputs=inputs,
-        progress=progress,
-    )
+    with torch_threads(config.training_threads):
+        outcome = search_supernet(
+            space,
+            latency,
+            teacher,
+            data,
+            config.data,
+            config.search,
+            budget_ms=budget_ms,
+            seed=config.seed,
+            checkpoint=checkpoint,
+            inputs=inputs,
+            progress=progress,
+        )
     record = SearchRecord(
         space=space.spec,
         target=table.header.target,

@@ -98,6 +98,7 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
     """Train or load a teacher and judge it on validation images. Raises as `teacher`."""
     from hwnas.core.artifacts import ManifestDraft, new_artifact, sha256_of_file
     from hwnas.core.decoding import encode_json, read_json
+    from hwnas.core.threads import torch_threads
     from hwnas.core.weights import read_weights, write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import TEACHER_FILE, WEIGHTS_FILE, TeacherNetwork, TeacherSpec
@@ -127,15 +128,16 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
         history: list[Figures] = []
         read_weights(Path(given), network)
     else:
-        network, spec, history = train_teacher(
-            data,
-            config.data,
-            config.threat,
-            config.teacher,
-            seed=config.seed,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
+        with torch_threads(config.training_threads):
+            network, spec, history = train_teacher(
+                data,
+                config.data,
+                config.threat,
+                config.teacher,
+                seed=config.seed,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
     clean, robust = accuracy_and_robustness(
         network, data.validation, config.threat, seed=config.seed, progress=progress
     )

@@ -125,6 +125,7 @@ def make_network(
     )
     from hwnas.core.decoding import encode_json, read_json
     from hwnas.core.errors import ConfigError
+    from hwnas.core.threads import torch_threads
     from hwnas.core.weights import read_weights, write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import load_teacher
@@ -174,19 +175,20 @@ def make_network(
         read_weights(search_path / SUPERNET_FILE, supernet)
         network.load_state_dict(space.slim_state(supernet, derivation.genotype))
     checkpoint = checkpoint_beside(out)
-    history = train_student(
-        network,
-        derivation.tutors,
-        teacher,
-        data,
-        config.data,
-        config.threat,
-        config.train,
-        seed=config.seed,
-        checkpoint=checkpoint,
-        inputs=inputs,
-        progress=progress,
-    )
+    with torch_threads(config.training_threads):
+        history = train_student(
+            network,
+            derivation.tutors,
+            teacher,
+            data,
+            config.data,
+            config.threat,
+            config.train,
+            seed=config.seed,
+            checkpoint=checkpoint,
+            inputs=inputs,
+            progress=progress,
+        )
     clean, robust = accuracy_and_robustness(
         network, data.validation, config.threat, seed=config.seed, progress=progress
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hwnas.core.environment import package_version
 from hwnas.core.errors import ExportError, TargetError, nearest
+from hwnas.core.threads import torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -128,14 +129,8 @@ def threads_of(target: str, threads: int) -> Iterator[None]:
     if target != "torch-cpu":  # ONNX Runtime's belongs to the compiled session
         yield
         return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _onnxruntime_runners(workloads: Sequence[Workload], threads: int) -> Iterator[Runner]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from hwnas.robustness import pgd
 from hwnas.training import teacher as training
 
 if TYPE_CHECKING:
@@ -346,7 +347,7 @@ def test_the_last_good_checkpoint_is_kept(
     new_config: NewConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    perturb = training.perturb
+    perturb = pgd.perturb
     calls = 0
 
     def fail_in_the_second_epoch(*arguments: Any, **named: Any) -> Any:

@@ -222,5 +222,22 @@ def test_a_process_group_killed_from_outside_while_training(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher", "whole"]
 
 
+@pytest.mark.parametrize("delay_s", [0.2, 0.9])
+def test_ctrl_c_while_networks_are_exported(delay_s: float, start: Start, tmp_path: Path) -> None:
+    """PyTorch's exporter takes any exception for one of its own failures."""
+    arguments = ("--space", "rnas-cl-xs", "--target", "onnxruntime-cpu", "--out", tmp_path / "t")
+    with start("profile", *arguments) as process:
+        assert process.stderr is not None
+        while "compiling: " not in (line := process.stderr.readline()):
+            assert line, "it ended before it compiled"
+        time.sleep(delay_s)
+        os.kill(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.splitlines() == [
+        "error: interrupted; what was finished is kept: the same command goes on from there"
+    ]
+
+
 def _pairs(chain: Chain) -> list[tuple[Stopped, Stopped]]:
     return list(zip(chain.stops, chain.stops[1:], strict=False))
