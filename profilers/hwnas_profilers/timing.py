@@ -89,14 +89,14 @@ class TimingSettings:
     def for_networks(cls, *, relative_width: float = 0.005, seed: int = 0) -> Self:
         """Return settings for whole networks, of which there are few and from which more follows.
 
-        A sample lasts a millisecond and there are at least 200, so that even a single network is
-        watched for a fifth of a second: a shorter look catches one mood of a shared machine.
+        A sample lasts half a millisecond and there are at least 200, so that even a single network
+        is watched for a tenth of a second: a shorter look catches one mood of a shared machine.
         """
         return cls(
             relative_width=relative_width,
             min_samples=200,
-            max_samples=400,
-            min_sample_us=1000.0,
+            max_samples=300,
+            min_sample_us=500.0,
             seed=seed,
         )
 
