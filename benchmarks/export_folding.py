@@ -48,7 +48,7 @@ def main() -> None:
             "together, folded": together,
         },
         baseline="one by one, unfolded",
-        samples=9,
+        samples=7,
         facts={"space": "rnas-cl-xs", "operators": OPERATORS},
     )
 

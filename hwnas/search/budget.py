@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 class BudgetMultiplier:
     """Multiplier of the constraint cost / budget - 1 <= 0.
 
-    The penalty is (max(0, m + s c)^2 - m^2) / (2 s) for the excess c, and after each step
-    m <- max(0, m + r c): the multiplier grows for as long as the cost is over the budget and falls
-    back once it is under.
+    To a loss f the term |f| (max(0, m + s c)^2 - m^2) / (2 s) is added for the relative excess
+    c = cost / budget - 1, and after each step m <- max(0, m + r c): the multiplier grows for as
+    long as the cost is over the budget and falls back once it is under. Excess and penalty have no
+    unit and the penalty is weighed by the size of the loss, so that one setting serves all tasks.
 
     The textbook method minimizes fully between updates of m and takes r = s. Here m follows every
     single step, so r is far below s: the stiff part answers at once and lets go as soon as the cost
-    is under the budget, the slow part finds the pressure that keeps it there.
+    is under the budget, the slow part finds the pressure that keeps it there. While the cost is far
+    off, m moves by a bounded amount: what it would gather on the way would overshoot on arrival.
 
     Attributes:
         budget: The bound, in the unit of the cost.
-        stiffness: s above. The excess is relative to the budget and the search weighs the penalty
-            by the size of its own loss, so that neither unit matters and one value can serve.
+        stiffness: s above.
         rate: r above.
+        reach: Largest |c| that moves m.
         multiplier: m above.
 
     References:
@@ -34,21 +36,24 @@ class BudgetMultiplier:
     """
 
     budget: float
-    stiffness: float = 20.0
-    rate: float = 0.5
+    stiffness: float = 50.0
+    rate: float = 5.0
+    reach: float = 0.02
     multiplier: float = 0.0
 
-    def penalty(self, cost: Tensor) -> Tensor:
-        """Return the penalty to add to the loss; its gradient is max(0, m + s c) / budget."""
+    def constrain(self, loss: Tensor, cost: Tensor) -> Tensor:
+        """Return the loss with the penalty added."""
         excess = cost / self.budget - 1.0
         pressure = (self.multiplier + self.stiffness * excess).clamp(min=0.0)
-        penalty: Tensor = (pressure**2 - self.multiplier**2) / (2.0 * self.stiffness)
-        return penalty
+        penalty = (pressure**2 - self.multiplier**2) / (2.0 * self.stiffness)
+        constrained: Tensor = loss + loss.detach().abs() * penalty
+        return constrained
 
     def update(self, cost: float) -> None:
         """Move the multiplier after a step that ended at this cost."""
         excess = cost / self.budget - 1.0
-        self.multiplier = max(0.0, self.multiplier + self.rate * excess)
+        bounded = min(max(excess, -self.reach), self.reach)
+        self.multiplier = max(0.0, self.multiplier + self.rate * bounded)
 
     def state_dict(self) -> dict[str, float]:
         """Return what a checkpoint must keep."""

@@ -292,8 +292,7 @@ class _Search:
         if self.config.latency_term == "product":
             log_cost = self.config.product_beta * torch.log(expected_ms * 1e3)
             return self.config.product_alpha * loss * log_cost
-        # In units of the loss: a task whose loss is ten times larger needs ten times the pressure.
-        penalized = loss + loss.detach().abs() * self.budget.penalty(expected_ms)
+        penalized = self.budget.constrain(loss, expected_ms)
         self.budget.update(float(expected_ms.detach()))
         return penalized
 
