@@ -67,7 +67,7 @@ def onnx_from_modules(
     """Export many small modules at once: one trace, then one model per module.
 
     Most of an export's cost does not depend on the module, so one trace over all of them is several
-    times faster than one each (0.12 s instead of 0.55 s per block with torch 2.13).
+    times faster than one each (benchmarks/export_folding.py).
 
     Args:
         modules: The modules.
