@@ -87,7 +87,8 @@ class SearchConfig:
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ConfigError(
                 f"`warmup_epochs` ({self.warmup_epochs}) must leave some of the "
-                f"{self.epochs} `epochs` for the choices"
+                f"{self.epochs} `epochs` for the choices",
+                hint="set both in the [search] of a configuration",
             )
         if self.batch < 2 or self.attention_size < 1:
             raise ConfigError("`batch` is at least 2 and `attention_size` at least 1")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT_SCHEMA = 1
-_DIVERGED_HINT = "the last good checkpoint is kept; lower the learning rate and run again"
+_DIVERGED_HINT = "the last good checkpoint is kept; to begin anew with a lower rate, delete it"
 
 Figures = dict[str, float]
 

@@ -154,7 +154,11 @@ def test_a_failed_gate_exits_3_with_bundle_report_and_result(
     assert "Traceback" not in result.stderr
     assert (out / "bundle" / "report.html").is_file()
     again = hwnas("run", config, "--out", out, "--json")
-    assert (again.exit_code, again.stdout) == (3, result.stdout)
+    assert again.exit_code == 3
+    assert json.loads(again.stdout)["gates"] == document["gates"]
+    # A gate may have failed by a busy machine: the engine is verified again, nothing else is.
+    assert "verifying once more" in again.stderr
+    assert "export: " in again.stderr
 
 
 def test_what_a_stage_is_made_from_decides_whether_it_is_current(finished: Any) -> None:
