@@ -161,6 +161,7 @@ def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) ->
     from hwnas.core.environment import this_device
     from hwnas.stages.calibrate import make_calibration
     from hwnas.stages.profile import make_table
+    from hwnas.stages.spaces import say_if_uncalibrated
     from hwnas_profilers.table import LatencyTable
 
     target, threads = config.target.name, config.target.threads
@@ -172,11 +173,7 @@ def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) ->
             space_fingerprint=spec.fingerprint,
             device=this_device().name,
         )
-        if table.calibration is None:
-            progress.say(
-                f"{table.path} is not calibrated: a network's latency is the plain sum of its "
-                f"operators'; better: hwnas calibrate --table {table.path}"
-            )
+        say_if_uncalibrated(table, progress)
         return table
     path = out / TABLE_FILE
     table = make_table(

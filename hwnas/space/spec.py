@@ -159,7 +159,8 @@ def space_spec(
     """
     if name not in SPACES:
         similar = nearest(name, SPACES)
-        hint = f"did you mean `{similar[0]}`?" if similar else f"known: {', '.join(SPACES)}"
+        hint = f"did you mean `{similar[0]}`? " if similar else ""
+        hint += f"known: {', '.join(SPACES)}"
         raise ConfigError(f"unknown space `{name}`", hint=hint)
     spec = SPACES[name]
     if image_shape is not None:

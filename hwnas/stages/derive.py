@@ -114,7 +114,7 @@ def make_derivation(
     from hwnas.latency.model import LatencyModel
     from hwnas.search.derive import best_genotype
     from hwnas.search.records import Attempt, Derivation, SearchRecord
-    from hwnas.stages.spaces import space_of_table
+    from hwnas.stages.spaces import say_if_uncalibrated, space_of_table
     from hwnas_profilers.profiler import profile_networks
     from hwnas_profilers.table import LatencyTable
 
@@ -135,6 +135,7 @@ def make_derivation(
         table.require(device=this_device().name)
     space = space_of_table(table)
     latency = LatencyModel(space, table)
+    say_if_uncalibrated(table, progress)
     scores = [np.array(row) for row in record.log_probabilities]
 
     attempts: list[Attempt] = []

@@ -114,12 +114,13 @@ def make_search(
     from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
-    from hwnas.stages.spaces import space_of_table
+    from hwnas.stages.spaces import say_if_uncalibrated, space_of_table
     from hwnas_profilers.table import LatencyTable
 
     table = LatencyTable.read(table_path)
     space = space_of_table(table)
     latency = LatencyModel(space, table)
+    say_if_uncalibrated(table, progress)
     budget_ms = config.budget.resolve_ms(latency.range_ms())
     attention_size = config.search.attention_size
     teacher, teacher_spec = load_teacher(teacher_path, attention_size=attention_size)

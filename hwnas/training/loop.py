@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT_SCHEMA = 1
-_DIVERGED_HINT = "the last good checkpoint is kept; to begin anew with a lower rate, delete it"
+_DIVERGED_HINT = (
+    "the last good checkpoint is kept; to begin anew with a lower learning rate, delete it"
+)
 
 Figures = dict[str, float]
 

@@ -303,7 +303,7 @@ def _check_same(own: TableHeader, wanted: TableHeader, path: Path) -> None:
 def _torn_message(path: Path, line: int) -> str:
     return (
         f"{path}:{line}: the last line is torn (a run was stopped while it wrote); passed over, "
-        "the next `hwnas profile` measures it again"
+        "the same command measures it again"
     )
 
 
