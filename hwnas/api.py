@@ -1,7 +1,7 @@
 """The public functions of hwnas, one per command, with the command's names and defaults.
 
     import hwnas.api
-    table = hwnas.api.profile("digits", "onnxruntime-cpu", Path("digits.jsonl"))
+    result = hwnas.api.profile("rnas-cl-s3", "onnxruntime-cpu", Path("table.jsonl"))
 
 A function's module is imported when the function is first asked for, so that importing this one
 costs nothing.
