@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
@@ -61,6 +61,10 @@ class DataConfig:
         for name in ("image_size", "pad", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"`{name}` cannot be negative")
+
+    def as_settings(self) -> dict[str, object]:
+        """Return every setting under its name in a configuration, e.g. `data.seed`."""
+        return {f"data.{name}": value for name, value in asdict(self).items()}
 
 
 def load_data(config: DataConfig) -> ImageData:

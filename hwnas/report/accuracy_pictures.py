@@ -14,7 +14,7 @@ from hwnas.report.drawing import (
     Picture,
     epochs_axis,
     new_figure,
-    svg_from_figure,
+    picture_from_figure,
 )
 from hwnas.report.numbers import fixed, number, percent
 
@@ -75,12 +75,12 @@ def attacks_picture(run: RunFiles) -> Picture:
         + f"engine {percent(engine.value)}"
         for name, twin, engine in rows
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="attacks",
         title="Accuracy under attack, before and after export",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "attacks", alt),
     )
 
 
@@ -110,12 +110,12 @@ def training_picture(run: RunFiles) -> Picture:
             "trained here."
         )
     alt = f"Training loss and validation accuracy per epoch. On {size} validation images {parts}."
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="training",
         title="Training",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "training", alt),
     )
 
 

@@ -126,6 +126,14 @@ def new_figure(height_inches: float) -> Figure:
     return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
 
 
+def picture_from_figure(
+    figure: Figure, *, name: str, title: str, caption: str, alt: str
+) -> Picture:
+    """Make a picture of a drawn figure. See `Picture` for the arguments."""
+    svg = svg_from_figure(figure, name, alt)
+    return Picture(name=name, title=title, caption=caption, alt=alt, svg=svg)
+
+
 def svg_from_figure(figure: Figure, name: str, alt: str) -> Markup:
     """Write a figure as SVG that lies within a page: equal figures give equal text.
 

@@ -19,7 +19,7 @@ from hwnas.report.drawing import (
     SMALL_POINTS,
     Picture,
     new_figure,
-    svg_from_figure,
+    picture_from_figure,
 )
 from hwnas.report.numbers import fixed, number, percent
 
@@ -109,12 +109,12 @@ def operators_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> P
         f"Dot plot of the latency of {len(keys)} operators by kind and resolution, from "
         f"{range_text}; {len(used)} are marked as part of the derived network."
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="operators",
         title="Latency per operator",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "operators", alt),
     )
 
 
@@ -213,12 +213,12 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
         + ", ".join(f"{name} {fixed(value, _decimals(value))}" for name, value, _ in results)
         + f"; budget {fixed(budget, _decimals(budget))} {unit.name}."
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="stack",
         title="Latency of the derived network, operator by operator",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "stack", alt),
     )
 
 
@@ -283,12 +283,12 @@ def predictions_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) ->
         f"{', and the derived network' if own else ''}. Mean error of the held-out ones: "
         f"{number(errors.mape_percent, 2)} %."
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="predictions",
         title="Predicted against measured",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "predictions", alt),
     )
 
 

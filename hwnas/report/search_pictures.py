@@ -16,7 +16,7 @@ from hwnas.report.drawing import (
     Picture,
     epochs_axis,
     new_figure,
-    svg_from_figure,
+    picture_from_figure,
 )
 from hwnas.report.numbers import fixed, number, percent
 
@@ -72,12 +72,12 @@ def curves_picture(run: RunFiles, unit: TimeUnit) -> Picture:
         f"line, multiplier, entropy and temperature. Expected latency ends at "
         f"{unit.text_ms(record.expected_ms)}."
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="search",
         title="Search under the budget",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "search", alt),
     )
 
 
@@ -120,12 +120,12 @@ def widths_picture(run: RunFiles) -> Picture:
         f"block {y + 1}: {width} ({percent(row[of_block.index(width)], 0)})"
         for y, (row, of_block, width) in enumerate(zip(rows, options, widths, strict=True))
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="widths",
         title="Widths the search weighed, and chose",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "widths", alt),
     )
 
 
@@ -162,12 +162,12 @@ def tutors_picture(run: RunFiles) -> Picture:
     alt = "Heat map of tutor probabilities. Chosen tutors: " + "; ".join(
         f"{student}: {teachers[tutor]}" for student, tutor in zip(students, tutors, strict=True)
     )
-    return Picture(
+    return picture_from_figure(
+        figure,
         name="tutors",
         title="Tutor map",
         caption=caption,
         alt=alt,
-        svg=svg_from_figure(figure, "tutors", alt),
     )
 
 

@@ -172,7 +172,7 @@ def search_supernet(
         checkpoint=checkpoint,
         settings={
             **asdict(config),
-            **{f"data.{name}": value for name, value in asdict(data_config).items()},
+            **data_config.as_settings(),
             **inputs,
             "budget_ms": budget_ms,
             "seed": seed,

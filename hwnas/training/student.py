@@ -126,7 +126,7 @@ def train_student(
         checkpoint=checkpoint,
         settings={
             **asdict(config),
-            **{f"data.{name}": value for name, value in asdict(data_config).items()},
+            **data_config.as_settings(),
             **inputs,
             "eps": threat.eps_pixels,
             "seed": seed,

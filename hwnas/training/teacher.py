@@ -150,7 +150,7 @@ def train_teacher(
         checkpoint=checkpoint,
         settings={
             **asdict(config),
-            **{f"data.{name}": value for name, value in asdict(data_config).items()},
+            **data_config.as_settings(),
             "eps": threat.eps_pixels,
             "seed": seed,
         },
