@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from hwnas.core.errors import ExportError
-from hwnas_export.runner import Runner
+from hwnas_export.runner import Runner, Sampler, host_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,3 +67,6 @@ class OnnxRuntimeRunner(Runner):
         assert self._session is not None
         run, outputs, feed = self._session.run, self._outputs, {self._input.name: images}
         return lambda: run(outputs, feed)
+
+    def _sampler_on_impl(self, images: NDArray[np.float32]) -> Sampler:
+        return host_sampler(self._call_on_impl(images))

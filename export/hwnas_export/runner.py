@@ -6,8 +6,10 @@ will be deployed. Subclasses fill the `_impl` methods; the checks live here, onc
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self, final
+from itertools import repeat
+from typing import TYPE_CHECKING, Self, TypeAlias, final
 
 import numpy as np
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+Sampler: TypeAlias = "Callable[[int], float]"
+"""Makes that many calls in a row and returns the nanoseconds that they took together."""
 
 
 class Runner(ABC):
@@ -99,6 +104,18 @@ class Runner(ABC):
         self._check_input(images)
         return self._call_on_impl(images)
 
+    @final
+    def sampler_on(self, images: NDArray[np.float32]) -> Sampler:
+        """Bind an input and return what times calls in a row, by the clock that fits the device.
+
+        A processor is timed by the host's clock around calls; a GPU by its own events around work
+        that was queued without waiting, so that the host's launches do not swamp small operators.
+        The outputs are there when a sampler returns.
+        """
+        self._check_active()
+        self._check_input(images)
+        return self._sampler_on_impl(images)
+
     def _check_active(self) -> None:
         if not self._active:
             raise RuntimeError(f"{type(self).__name__} is not active: use it in a `with` block")
@@ -130,3 +147,22 @@ class Runner(ABC):
 
     @abstractmethod
     def _call_on_impl(self, images: NDArray[np.float32]) -> Callable[[], object]: ...
+
+    @abstractmethod
+    def _sampler_on_impl(self, images: NDArray[np.float32]) -> Sampler: ...
+
+
+def host_sampler(
+    call: Callable[[], object], clock: Callable[[], int] = time.perf_counter_ns
+) -> Sampler:
+    """Time calls by the host's clock: right where a call returns only when its work is done."""
+
+    def sample(calls: int) -> float:
+        # `repeat` hands out one object again and again: the cheapest loop that Python has.
+        turns = repeat(None, calls)
+        begin = clock()
+        for _ in turns:
+            call()
+        return clock() - begin
+
+    return sample

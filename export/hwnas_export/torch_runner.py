@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 import torch
 
-from hwnas_export.runner import Runner
+from hwnas_export.runner import Runner, Sampler, host_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,3 +55,6 @@ class TorchRunner(Runner):
             return module(tensor)
 
         return call
+
+    def _sampler_on_impl(self, images: NDArray[np.float32]) -> Sampler:
+        return host_sampler(self._call_on_impl(images))
