@@ -7,11 +7,22 @@ import functools
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
-RECORDED_PACKAGES = ("numpy", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "pycuda")
+RECORDED_PACKAGES = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+    "pycuda",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +36,8 @@ class Device:
         memory_mib: Physical memory; 0 where the system does not tell.
         system: Operating system and release.
         governor: Frequency governor of the first core; empty where not readable.
+        driver: Version of the device's driver; empty where it has none.
+        facts: What else a board says of itself, e.g. its power mode.
     """
 
     name: str
@@ -33,6 +46,8 @@ class Device:
     memory_mib: int
     system: str
     governor: str = ""
+    driver: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +63,30 @@ class Provenance:
     utc: str
 
 
+def this_device(kind: str = "cpu") -> Device:
+    """Describe this machine, or the GPU in it.
+
+    Args:
+        kind: `cpu` or `cuda`. A GPU's name takes the processor's place, as it is what is measured.
+    """
+    return _this_machine() if kind == "cpu" else _this_gpu()
+
+
 @functools.cache
-def this_device() -> Device:
-    """Describe this machine."""
+def _this_gpu() -> Device:
+    """Ask the driver's own tool, which is there wherever the driver is."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        name, driver = answer.stdout.splitlines()[0].split(", ")
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        name, driver = "unknown NVIDIA GPU", ""
+    machine = _this_machine()
+    return replace(machine, name=name, driver=driver, facts={"processor": machine.name})
+
+
+@functools.cache
+def _this_machine() -> Device:
     try:
         memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     except (ValueError, OSError, AttributeError):
@@ -80,8 +116,13 @@ def package_version(name: str) -> str:
         return ""
 
 
-def provenance() -> Provenance:
-    """Describe this code, this machine and this moment."""
+def provenance(device: Device | None = None, packages: dict[str, str] | None = None) -> Provenance:
+    """Describe this code, this machine and this moment.
+
+    Args:
+        device: The device, where it is not this machine.
+        packages: Versions of the libraries on it, where they are not this machine's.
+    """
     commit, dirty = _git_state()
     versions = {name: package_version(name) for name in RECORDED_PACKAGES}
     return Provenance(
@@ -89,8 +130,8 @@ def provenance() -> Provenance:
         git_commit=commit,
         git_dirty=dirty,
         python=platform.python_version(),
-        packages={name: version for name, version in versions.items() if version},
-        device=this_device(),
+        packages=packages or {name: version for name, version in versions.items() if version},
+        device=device or this_device(),
         utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

@@ -1,35 +1,52 @@
-"""Workloads -> measurements: compile, time in shuffled rounds, append as measured."""
+"""The contract of a profiler: it compiles workloads for one target, and times them in rounds.
+
+There are two: `local` compiles and measures on this machine, `remote` sends the models to a board.
+What is built on it (tables, calibration, single engines) does not know which one it has.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self, final
 
 import numpy as np
 
-from hwnas.core.errors import ConfigError
+from hwnas.core.errors import ExportError
 from hwnas.core.progress import SILENT
-from hwnas_profilers.records import Measurement, Statistics
+from hwnas_profilers.models import OnnxModels
 from hwnas_profilers.statistics import summarize
-from hwnas_profilers.table import LatencyTable, TableAppender
-from hwnas_profilers.targets import require_target, runners_for, threads_of
-from hwnas_profilers.timing import time_in_rounds, time_interleaved
+from hwnas_profilers.targets import require_target
+from hwnas_profilers.timing import RoundLog, Timed, time_in_rounds, time_interleaved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
-    from numpy.typing import NDArray
-
+    from hwnas.core.environment import Device
     from hwnas.core.progress import Progress
+    from hwnas_export.memory import ModelMemory
     from hwnas_export.runner import Runner
-    from hwnas_profilers.records import TableHeader
-    from hwnas_profilers.timing import TimingSettings
-    from hwnas_profilers.workload import Operator, OperatorKey, Workload
+    from hwnas_profilers.records import EnergyStatistics, Statistics
+    from hwnas_profilers.targets import Target
+    from hwnas_profilers.timing import Bench, TimingSettings
+    from hwnas_profilers.workload import Workload
 
-GROUP_SIZE = 64
-"""Operators that are compiled and timed together: bounds memory, and what a killed run loses."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """Workloads that are ready to be timed.
+
+    Attributes:
+        bench: Holds those that the runtime takes, in the order of `accepted`.
+        accepted: Their indices.
+        rejected: Why the runtime refuses the others, by index, in its own words.
+    """
+
+    bench: Bench
+    accepted: tuple[int, ...]
+    rejected: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,88 +64,162 @@ class NetworkTiming:
     second_us: float
 
 
-def profile_operators(
-    operators: Sequence[Operator],
-    *,
-    path: Path,
-    header: TableHeader,
-    settings: TimingSettings,
-    progress: Progress = SILENT,
-) -> LatencyTable:
-    """Measure what a latency table lacks, and return the whole table.
-
-    Operators are timed in groups, within a group in shuffled rounds. Which group an operator falls
-    into is drawn, so that a drift between groups favors no kind of operator.
+class Profiler(ABC):
+    """Measures workloads with one runtime on one device; a context manager that holds both.
 
     Args:
-        operators: The operators of a space; equal keys are measured once.
-        path: The table's file; made where there is none, gone on from where there is one.
-        header: What is measured, and on what.
-        settings: How exactly.
-        progress: Where to report.
+        target: What to measure on.
+        threads: Threads within an operator, where the target is a processor.
+    """
+
+    def __init__(self, target: Target, threads: int = 1) -> None:
+        self.target = target
+        self.threads = threads
+        self.models = OnnxModels()
+        self.log = RoundLog()
+        """What the rounds were like, over all that was timed."""
+
+    @abstractmethod
+    def __enter__(self) -> Self:
+        """Take the device."""
+
+    @abstractmethod
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give it back."""
+
+    @property
+    @abstractmethod
+    def device(self) -> Device:
+        """The device that is measured."""
+
+    @property
+    @abstractmethod
+    def packages(self) -> dict[str, str]:
+        """Versions of the libraries on the device, by package."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """What else the device says of itself now, e.g. its power mode."""
+
+    @abstractmethod
+    def compiled(
+        self, workloads: Sequence[Workload], *, seed: int = 0, progress: Progress = SILENT
+    ) -> AbstractContextManager[Compiled]:
+        """Compile workloads, bind each to an input drawn with the seed, and hold them.
+
+        A workload that cannot be exported, or that the runtime refuses, is left out with the words
+        of who refused it.
+        """
+
+    @abstractmethod
+    def energies(
+        self, workloads: Sequence[Workload], *, seed: int = 0, progress: Progress = SILENT
+    ) -> list[EnergyStatistics | None]:
+        """Measure the energy of a call of each workload; None of those that are refused.
+
+        Raises:
+            TargetError: The target cannot tell.
+        """
+
+    @final
+    def time(
+        self,
+        workloads: Sequence[Workload],
+        settings: TimingSettings,
+        *,
+        on_finished: Callable[[int, Timed], None] | None = None,
+        on_rejected: Callable[[int, str], None] | None = None,
+        progress: Progress = SILENT,
+    ) -> list[Timed | None]:
+        """Compile workloads and time them in shuffled rounds.
+
+        Args:
+            workloads: All are held compiled at once, so that drift hits all alike.
+            settings: When to stop.
+            on_finished: Told the index and samples of each as it finishes.
+            on_rejected: Told the index and reason of each that is refused, before the timing.
+            progress: Where to report.
+
+        Returns:
+            The samples of each workload; None of those that are refused.
+        """
+        timed: list[Timed | None] = [None] * len(workloads)
+        with self.compiled(workloads, seed=settings.seed, progress=progress) as compiled:
+            if on_rejected is not None:
+                for index, reason in compiled.rejected.items():
+                    on_rejected(index, reason)
+
+            def finished(place: int, samples: Timed) -> None:
+                if on_finished is not None:
+                    on_finished(compiled.accepted[place], samples)
+
+            found = time_in_rounds(
+                compiled.bench,
+                len(compiled.accepted),
+                settings,
+                log=self.log,
+                on_finished=finished,
+                progress=progress,
+            )
+        for index, samples in zip(compiled.accepted, found, strict=True):
+            timed[index] = samples
+        return timed
+
+    @final
+    def time_networks(
+        self,
+        workloads: Sequence[Workload],
+        settings: TimingSettings,
+        *,
+        progress: Progress = SILENT,
+    ) -> list[NetworkTiming]:
+        """Time whole networks in shuffled rounds, each of which the runtime must take.
+
+        Raises:
+            ExportError: It refuses one.
+        """
+
+        def refuse(index: int, reason: str) -> None:
+            raise ExportError(f"{self.target} refuses {workloads[index].name}: {reason}")
+
+        timed = self.time(workloads, settings, on_rejected=refuse, progress=progress)
+        return [_network_timing(samples) for samples in timed if samples is not None]
+
+    @final
+    def memory_of(self, workload: Workload) -> ModelMemory | None:
+        """Compute what a workload keeps in memory; None where the target compiles no ONNX model."""
+        if self.target.runtime.takes != "onnx":
+            return None
+        from hwnas_export.memory import memory_of_onnx
+
+        return memory_of_onnx(self.models.model_of(workload, self.target.runtime.precision))
+
+
+def profiler_for(target: str, *, threads: int = 1) -> Profiler:
+    """Make the profiler of a target string; no device is touched before it is entered.
 
     Raises:
         TargetError: The target is unknown, or cannot be used here.
-        ConfigError: An operator's batch or precision is not the header's.
-        ExportError: The runtime cannot compile an operator. What was measured before is kept.
-        InputFileError: The table cannot be written. What was measured before is kept.
-        LatencyTableError: The table that is there cannot be gone on from.
     """
-    require_target(header.target)
-    by_key = {operator.key: operator for operator in operators}
-    _check_keys(by_key, header)
-    generator = np.random.default_rng(settings.seed)
-    with TableAppender(path, header, progress=progress) as table:
-        missing = [operator for key, operator in by_key.items() if key not in table.measurements]
-        done = len(by_key) - len(missing)
-        if done:
-            progress.say(f"{path}: {done} of {len(by_key)} operators are measured already")
-        groups = _groups([missing[index] for index in generator.permutation(len(missing))])
-        for number, group in enumerate(groups, start=1):
-            if len(groups) > 1:
-                progress.say(f"operators: group {number} of {len(groups)}")
-            _profile_group(group, table, header, settings, progress)
-    return LatencyTable.read(path)
+    parsed = require_target(target)
+    if parsed.destination:
+        from hwnas_profilers.remote import RemoteProfiler
 
+        return RemoteProfiler(parsed, threads)
+    from hwnas_profilers.local import LocalProfiler
 
-def profile_networks(
-    workloads: Sequence[Workload],
-    *,
-    target: str,
-    threads: int,
-    settings: TimingSettings,
-    progress: Progress = SILENT,
-) -> list[NetworkTiming]:
-    """Time whole networks in shuffled rounds.
-
-    Args:
-        workloads: The networks; all are held compiled at once, so that drift hits all alike.
-        target: What to run them on.
-        threads: Threads within an operator.
-        settings: How exactly.
-        progress: Where to report.
-
-    Raises:
-        TargetError: The target is unknown, or cannot be used here.
-        ExportError: The runtime cannot compile a network.
-    """
-    with _compiled(workloads, target, threads, settings.seed, progress) as calls:
-        timed = time_in_rounds(calls, settings, progress=progress)
-    return [
-        NetworkTiming(
-            statistics=summarize(np.concatenate(rounds)),
-            first_us=float(np.median(np.concatenate(rounds[0::2]))),
-            second_us=float(np.median(np.concatenate(rounds[1::2]))),
-        )
-        for rounds in timed
-    ]
+    return LocalProfiler(parsed, threads)
 
 
 def time_runner(
     runner: Runner,
     *,
     settings: TimingSettings,
-    threads: int = 1,
     batch: int = 1,
     progress: Progress = SILENT,
 ) -> Statistics:
@@ -137,64 +228,25 @@ def time_runner(
     Args:
         runner: An active runner.
         settings: How exactly.
-        threads: Threads, where they belong to the process; else those that it was compiled with.
         batch: Images per call, where the runner leaves that free.
         progress: Where to report.
     """
-    call = runner.call_on(_input_for(runner, np.random.default_rng(settings.seed), batch))
-    with threads_of(runner.name, threads):
-        (samples_us,) = time_interleaved([call], settings, progress=progress)
-    return summarize(samples_us)
+    sampler = runner.sampler_on(normal_input(runner, np.random.default_rng(settings.seed), batch))
+    (timed,) = time_interleaved([sampler], settings, progress=progress)
+    return summarize(timed.samples_us)
 
 
-def _profile_group(
-    group: Sequence[Operator],
-    table: TableAppender,
-    header: TableHeader,
-    settings: TimingSettings,
-    progress: Progress,
-) -> None:
-    def append(index: int, samples_us: NDArray[np.float64]) -> None:
-        table.append(Measurement(key=group[index].key, statistics=summarize(samples_us)))
-
-    with _compiled(group, header.target, header.threads, settings.seed, progress) as calls:
-        time_interleaved(calls, settings, on_finished=append, progress=progress)
-
-
-@contextmanager
-def _compiled(
-    workloads: Sequence[Workload], target: str, threads: int, seed: int, progress: Progress
-) -> Iterator[list[Callable[[], object]]]:
-    """Compile workloads, hold them active, and bind each to an input."""
-    generator = np.random.default_rng(seed)
-    runners = runners_for(target, workloads, threads=threads)
-    with ExitStack() as stack:
-        stack.enter_context(threads_of(target, threads))
-        calls = []
-        with progress.task("compiling", len(workloads)) as task:
-            for workload, runner in zip(workloads, runners, strict=True):
-                stack.enter_context(runner)
-                calls.append(runner.call_on(_input_for(runner, generator, 1)))
-                task.advance(note=workload.name)
-        yield calls
-
-
-def _input_for(runner: Runner, generator: np.random.Generator, batch: int) -> NDArray[np.float32]:
+def normal_input(
+    runner: Runner, generator: np.random.Generator, batch: int = 1
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """Draw an input as normal as activations are: zeros or denormals may run at another speed."""
     own_batch, *rest = runner.input_shape
     return generator.standard_normal((own_batch or batch, *rest), dtype=np.float32)
 
 
-def _groups(operators: Sequence[Operator]) -> list[Sequence[Operator]]:
-    """Split into groups of nearly equal size, none larger than `GROUP_SIZE`."""
-    count = -(-len(operators) // GROUP_SIZE)
-    return [operators[start::count] for start in range(count)]
-
-
-def _check_keys(keys: Iterable[OperatorKey], header: TableHeader) -> None:
-    for key in keys:
-        if (key.batch, key.dtype) != (header.batch, header.dtype):
-            raise ConfigError(
-                f"operator {key} is of batch {key.batch} and {key.dtype}, "
-                f"the table of batch {header.batch} and {header.dtype}"
-            )
+def _network_timing(timed: Timed) -> NetworkTiming:
+    return NetworkTiming(
+        statistics=summarize(timed.samples_us),
+        first_us=float(np.median(np.concatenate(timed.rounds[0::2]))),
+        second_us=float(np.median(np.concatenate(timed.rounds[1::2]))),
+    )

@@ -1,4 +1,4 @@
-"""The lines of a latency table: a header, then measurements and calibrations, all JSON objects."""
+"""The lines of a latency table, all JSON objects: a header, then what was measured, as measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hwnas.core.environment import Provenance
 from hwnas_profilers.workload import OperatorKey
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +65,111 @@ class Statistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyStatistics:
+    """Energy of one call, summed up over windows of many calls. All in microjoules.
+
+    Attributes:
+        n: Windows.
+        median_uj: Their median.
+        low_uj: Lower end of the median's 95 % interval; the least window where they are too few.
+        high_uj: Upper end of it; the greatest window likewise.
+    """
+
+    n: int
+    median_uj: float
+    low_uj: float
+    high_uj: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The latency of one operator."""
+    """What one operator takes when it runs alone.
+
+    Attributes:
+        key: The operator.
+        statistics: Its latency.
+        disturbed: Visits that were thrown away and repeated, as the machine was disturbed.
+        weights_bytes: Size of its weights in the compiled precision; None where not known.
+        peak_activation_bytes: Largest sum of live activations while it runs; None likewise.
+        energy: Energy of a call; None where the target cannot tell.
+    """
 
     key: OperatorKey
     statistics: Statistics
+    disturbed: int = 0
+    weights_bytes: int | None = None
+    peak_activation_bytes: int | None = None
+    energy: EnergyStatistics | None = None
     record: Literal["measurement"] = "measurement"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairMeasurement:
+    """The latency of two operators compiled as one: what the seam between them is worth.
+
+    Run alone, the first hands its output to the caller and the second takes its input from there.
+    In one network neither happens: a network's call is paid once, and the tensor between stays in
+    the layout and in the caches where it is.
+
+    Attributes:
+        before: The first operator; its output is the second one's input.
+        after: The second operator.
+        statistics: Latency of both together.
+        disturbed: As in `Measurement`.
+    """
+
+    before: OperatorKey
+    after: OperatorKey
+    statistics: Statistics
+    disturbed: int = 0
+    record: Literal["pair"] = "pair"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsupportedOperator:
+    """An operator that the runtime refuses, in the runtime's own words."""
+
+    refused: OperatorKey
+    reason: str
+    record: Literal["unsupported"] = "unsupported"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One run of the profiler into a table: how quiet the machine was.
+
+    Attributes:
+        utc: When it ended.
+        seconds: How long it took, compiling included.
+        workloads: Operators and pairs that it measured.
+        rounds: Rounds that were kept.
+        disturbed_rounds: Rounds that were thrown away and repeated.
+        noisy_rounds: Rounds that were disturbed but kept, as too many were.
+        reasons: How often a round was disturbed, by reason.
+        load_percent: Median share of all cores' time that other programs took in a round; None
+            where the system does not tell.
+        temperature_c: Hottest thermal zone at the begin and at the end; None where there is none.
+        clock_mhz: Mean frequency at the begin and at the end; None where not readable.
+        pilot_us: Median time of the fixed computation that follows the clock; None where no round
+            was watched.
+        throttled: Throttling flags at the end; empty where there are none.
+        facts: What else the device says of itself, e.g. its power mode.
+    """
+
+    utc: str
+    seconds: float
+    workloads: int
+    rounds: int
+    disturbed_rounds: int
+    noisy_rounds: int
+    reasons: dict[str, int]
+    load_percent: float | None
+    temperature_c: tuple[float, float] | None
+    clock_mhz: tuple[float, float] | None
+    pilot_us: float | None
+    throttled: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    record: Literal["session"] = "session"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,20 @@ from hwnas.core.errors import (
     nearest,
 )
 from hwnas.core.progress import SILENT
-from hwnas_profilers.records import CalibrationRecord, Measurement, TableHeader
-from hwnas_profilers.table_lines import contents_from_bytes
+from hwnas_profilers.records import (
+    CalibrationRecord,
+    Measurement,
+    PairMeasurement,
+    Session,
+    Statistics,
+    TableHeader,
+    UnsupportedOperator,
+)
+from hwnas_profilers.table_lines import Record, contents_from_bytes
 from hwnas_profilers.workload import OperatorKey, nearest_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -40,12 +48,20 @@ class LatencyTable:
         header: What its figures hold for.
         measurements: By operator.
         calibration: What whole networks say of sums of operators; None before `hwnas calibrate`.
+        pairs: Two operators compiled as one, by both.
+        unsupported: Why the runtime refuses an operator, by operator: it is out of the space.
+        sessions: The runs of the profiler that measured it, and how quiet the machine was.
     """
 
     path: Path
     header: TableHeader
     measurements: Mapping[OperatorKey, Measurement] = field(repr=False)
     calibration: CalibrationRecord | None = field(repr=False)
+    pairs: Mapping[tuple[OperatorKey, OperatorKey], PairMeasurement] = field(
+        default_factory=dict, repr=False
+    )
+    unsupported: Mapping[OperatorKey, str] = field(default_factory=dict, repr=False)
+    sessions: Sequence[Session] = field(default=(), repr=False)
 
     @classmethod
     def read(cls, path: Path) -> LatencyTable:
@@ -69,6 +85,9 @@ class LatencyTable:
             header=contents.header,
             measurements=contents.measurements,
             calibration=contents.calibration,
+            pairs=contents.pairs,
+            unsupported=contents.unsupported,
+            sessions=tuple(contents.sessions),
         )
 
     def latency_us(self, key: OperatorKey) -> float:
@@ -79,6 +98,12 @@ class LatencyTable:
         """
         measurement = self.measurements.get(key)
         if measurement is None:
+            if key in self.unsupported:
+                raise LatencyTableMiss(
+                    f"{self.header.target} does not support {key} ({self.path}): "
+                    f"{self.unsupported[key]}",
+                    hint="leave it out of the network, or use another target",
+                )
             near = "; ".join(map(str, nearest_keys(key, self.measurements))) or "the table is empty"
             raise LatencyTableMiss(
                 f"{self.path} has no operator {key}; nearest: {near}",
@@ -163,6 +188,8 @@ class TableAppender:
         self._file = -1
         self._end_bytes = 0
         self._measurements: dict[OperatorKey, Measurement] = {}
+        self._pairs: dict[tuple[OperatorKey, OperatorKey], PairMeasurement] = {}
+        self._unsupported: dict[OperatorKey, str] = {}
         self.recovered = False
         """Whether a torn last line was found, and removed."""
 
@@ -170,6 +197,16 @@ class TableAppender:
     def measurements(self) -> Mapping[OperatorKey, Measurement]:
         """What the table holds, by operator."""
         return self._measurements
+
+    @property
+    def pairs(self) -> Mapping[tuple[OperatorKey, OperatorKey], PairMeasurement]:
+        """What the table holds of two operators compiled as one."""
+        return self._pairs
+
+    @property
+    def unsupported(self) -> Mapping[OperatorKey, str]:
+        """What the runtime is known to refuse, with its words."""
+        return self._unsupported
 
     def __enter__(self) -> Self:
         """Open, lock and check the file.
@@ -201,23 +238,33 @@ class TableAppender:
         """Unlock and close."""
         self._close()
 
-    def append(self, record: Measurement | CalibrationRecord) -> None:
+    def append(self, record: Record) -> None:
         """Write one record, whole and durably, or not at all.
 
         Raises:
             InputFileError: The disk is full, or the file cannot be written. It is as before.
-            LatencyTableError: The operator is in the table already, or its median is not a time.
+            LatencyTableError: It is in the table already, or its median is not a time.
         """
         if isinstance(record, Measurement):
-            if record.key in self._measurements:
-                raise LatencyTableError(f"{self._path} already holds {record.key}")
-            if not 0 < record.statistics.median_us < float("inf"):
-                raise LatencyTableError(
-                    f"the median of {record.key} is {record.statistics.median_us} us, not a time"
-                )
+            self._check_new(record.key, record.key in self._measurements, record.statistics)
+        elif isinstance(record, PairMeasurement):
+            pair = (record.before, record.after)
+            self._check_new(" then ".join(map(str, pair)), pair in self._pairs, record.statistics)
         self._write_line(encode_json(record) + b"\n")
         if isinstance(record, Measurement):
             self._measurements[record.key] = record
+        elif isinstance(record, PairMeasurement):
+            self._pairs[record.before, record.after] = record
+        elif isinstance(record, UnsupportedOperator):
+            self._unsupported[record.refused] = record.reason
+
+    def _check_new(self, what: object, held: bool, statistics: Statistics) -> None:
+        if held:
+            raise LatencyTableError(f"{self._path} already holds {what}")
+        if not 0 < statistics.median_us < float("inf"):
+            raise LatencyTableError(
+                f"the median of {what} is {statistics.median_us} us, not a time"
+            )
 
     def _lock(self) -> None:
         # The lock belongs to the open file: the kernel drops it when the process dies, however.
@@ -236,6 +283,8 @@ class TableAppender:
         if contents.header is not None:
             _check_same(contents.header, self._header, self._path)
         self._measurements = contents.measurements
+        self._pairs = contents.pairs
+        self._unsupported = contents.unsupported
         self._end_bytes = contents.whole_bytes
         if contents.torn_line:
             os.ftruncate(self._file, self._end_bytes)

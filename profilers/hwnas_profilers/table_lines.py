@@ -7,27 +7,48 @@ last line that is cut is passed over and counted, and any other line that cannot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
 from hwnas.core.decoding import convert
 from hwnas.core.errors import ConfigError, LatencyTableError
-from hwnas_profilers.records import SCHEMA, CalibrationRecord, Measurement, TableHeader
+from hwnas_profilers.records import (
+    SCHEMA,
+    CalibrationRecord,
+    Measurement,
+    PairMeasurement,
+    Session,
+    TableHeader,
+    UnsupportedOperator,
+)
+from hwnas_profilers.workload import OperatorKey
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hwnas_profilers.workload import OperatorKey
-
 T = TypeVar("T")
 
-_MEASUREMENT_DECODER = msgspec.json.Decoder(Measurement)
-_MEASUREMENT_START = b'{"key":'
+Record: TypeAlias = (
+    Measurement | PairMeasurement | UnsupportedOperator | Session | CalibrationRecord
+)
+"""What any line after the header may be."""
+
+# The lines that a table has thousands of, by how they begin.
+_FAST_DECODERS: tuple[tuple[bytes, msgspec.json.Decoder[Any]], ...] = (
+    (b'{"key":', msgspec.json.Decoder(Measurement)),
+    (b'{"before":', msgspec.json.Decoder(PairMeasurement)),
+)
 _HEADER_START = b'{"target":'
 # A line may hold anything: bytes that are no UTF-8, or brackets without end.
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_RECORDS = {"measurement": Measurement, "calibration": CalibrationRecord}
+_RECORDS: dict[str, type[Record]] = {
+    "measurement": Measurement,
+    "pair": PairMeasurement,
+    "unsupported": UnsupportedOperator,
+    "session": Session,
+    "calibration": CalibrationRecord,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +58,9 @@ class TableContents:
     Attributes:
         header: Its first line; None where the file is empty, or was cut within its first line.
         measurements: By operator, in the order of the file.
+        pairs: By the two operators, likewise.
+        unsupported: Why the runtime refuses an operator, by operator.
+        sessions: The runs of the profiler.
         calibration: The last one; None where there is none.
         whole_bytes: Length of the file up to the end of its last whole line.
         torn_line: Number of a last line that was cut; 0 where there is none.
@@ -45,6 +69,9 @@ class TableContents:
 
     header: TableHeader | None
     measurements: dict[OperatorKey, Measurement]
+    pairs: dict[tuple[OperatorKey, OperatorKey], PairMeasurement]
+    unsupported: dict[OperatorKey, str]
+    sessions: list[Session]
     calibration: CalibrationRecord | None
     whole_bytes: int
     torn_line: int
@@ -73,6 +100,9 @@ def contents_from_bytes(data: bytes, path: Path) -> TableContents:
         return TableContents(
             header=None,
             measurements={},
+            pairs={},
+            unsupported={},
+            sessions=[],
             calibration=None,
             whole_bytes=0,
             torn_line=torn_line,
@@ -81,30 +111,35 @@ def contents_from_bytes(data: bytes, path: Path) -> TableContents:
 
     header = _header_from_line(lines[0], path)
     measurements: dict[OperatorKey, Measurement] = {}
-    line_of: dict[OperatorKey, int] = {}
+    pairs: dict[tuple[OperatorKey, OperatorKey], PairMeasurement] = {}
+    unsupported: dict[OperatorKey, str] = {}
+    sessions: list[Session] = []
     calibration: CalibrationRecord | None = None
+    line_of: dict[object, int] = {}
     for number, line in enumerate(lines[1:], start=2):
         record = _record_from_line(line, path, number)
-        if isinstance(record, CalibrationRecord):
+        if isinstance(record, Measurement):
+            _check_median(record.statistics.median_us, record.key, path, number)
+            _check_once(record.key, line_of, path, number)
+            measurements[record.key] = record
+        elif isinstance(record, PairMeasurement):
+            pair = (record.before, record.after)
+            _check_median(record.statistics.median_us, " then ".join(map(str, pair)), path, number)
+            _check_once(pair, line_of, path, number)
+            pairs[pair] = record
+        elif isinstance(record, UnsupportedOperator):
+            _check_once(record.refused, line_of, path, number)
+            unsupported[record.refused] = record.reason
+        elif isinstance(record, Session):
+            sessions.append(record)
+        else:
             calibration = record
-            continue
-        median_us = record.statistics.median_us
-        if not median_us > 0:
-            raise LatencyTableError(
-                f"{path}:{number}: the median of {record.key} is {median_us} us, not above zero",
-                hint="delete that line, then profile again: only what is missing is measured",
-            )
-        if record.key in measurements:
-            raise LatencyTableError(
-                f"{path}:{number}: {record.key} is in the table twice; "
-                f"it is in line {line_of[record.key]} too",
-                hint="delete one of both lines",
-            )
-        measurements[record.key] = record
-        line_of[record.key] = number
     return TableContents(
         header=header,
         measurements=measurements,
+        pairs=pairs,
+        unsupported=unsupported,
+        sessions=sessions,
         calibration=calibration,
         whole_bytes=len(data) - len(torn) - (1 if torn_line and ends_line else 0),
         torn_line=torn_line,
@@ -131,21 +166,44 @@ def _header_from_line(line: bytes, path: Path) -> TableHeader:
     return _strict(document, TableHeader, path, 1)
 
 
-def _record_from_line(line: bytes, path: Path, number: int) -> Measurement | CalibrationRecord:
+def _check_median(median_us: float, what: object, path: Path, number: int) -> None:
+    if not median_us > 0:
+        raise LatencyTableError(
+            f"{path}:{number}: the median of {what} is {median_us} us, not above zero",
+            hint="delete that line, then profile again: only what is missing is measured",
+        )
+
+
+def _check_once(
+    what: OperatorKey | tuple[OperatorKey, OperatorKey],
+    line_of: dict[object, int],
+    path: Path,
+    number: int,
+) -> None:
+    if what in line_of:
+        name = what if isinstance(what, OperatorKey) else " then ".join(map(str, what))
+        raise LatencyTableError(
+            f"{path}:{number}: {name} is in the table twice; it is in line {line_of[what]} too",
+            hint="delete one of both lines",
+        )
+    line_of[what] = number
+
+
+def _record_from_line(line: bytes, path: Path, number: int) -> Record:
     """Decode one line.
 
     msgspec passes over unknown keys, and a walk over 5,000 documents to find them takes half a
     second. But what hwnas wrote comes back byte for byte when it is encoded again, and an unknown
     key does not; so only lines that others wrote or edited are walked.
     """
-    if line.startswith(_MEASUREMENT_START):
-        try:
-            measurement = _MEASUREMENT_DECODER.decode(line)
-        except _NOT_JSON:
-            pass  # the slow way says what is wrong
-        else:
-            if msgspec.json.encode(measurement, order="deterministic") == line:
-                return measurement
+    for start, decoder in _FAST_DECODERS:
+        if line.startswith(start):
+            try:
+                fast: Record = decoder.decode(line)
+            except _NOT_JSON:
+                break  # the slow way says what is wrong
+            if msgspec.json.encode(fast, order="deterministic") == line:
+                return fast
     try:
         document = msgspec.json.decode(line)
     except _NOT_JSON as error:
@@ -154,14 +212,13 @@ def _record_from_line(line: bytes, path: Path, number: int) -> Measurement | Cal
             hint="restore the file, or delete that line and profile again",
         ) from error
     name = document.get("record") if isinstance(document, dict) else None
-    kind: type[Any] | None = _RECORDS.get(name) if isinstance(name, str) else None
+    kind = _RECORDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise LatencyTableError(
-            f"{path}:{number}: this line is neither a measurement nor a calibration",
+            f"{path}:{number}: this line is no record that a table holds ({', '.join(_RECORDS)})",
             hint="restore the file, or delete that line and profile again",
         )
-    record: Measurement | CalibrationRecord = _strict(document, kind, path, number)
-    return record
+    return _strict(document, kind, path, number)
 
 
 def _strict(document: object, kind: type[T], path: Path, number: int) -> T:

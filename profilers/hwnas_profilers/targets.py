@@ -1,34 +1,167 @@
-"""Targets: what can be profiled here, what cannot and why, and the runners of those that can.
+"""Targets: what a target string means, and whether it can be measured here.
 
-Looking is cheap and safe: packages are found without importing them, and no device is touched.
+    [ssh://[user@]host[:port]/]NAME          e.g. onnxruntime-cpu, ssh://pi@board/onnxruntime-cpu
+
+NAME says runtime, device and precision; without a precision it is fp32. Looking is cheap and safe:
+packages are found without importing them, and no device is touched.
 """
 
 from __future__ import annotations
 
 import ctypes.util
 import functools
+import re
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from hwnas.core.environment import package_version
-from hwnas.core.errors import ExportError, TargetError, nearest
-from hwnas.core.threads import torch_threads
+from hwnas.core.errors import TargetError, nearest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import onnx
-
-    from hwnas_export.runner import Runner
-    from hwnas_profilers.workload import Workload
-
-_EXPORT_CHUNK = 16
-"""Modules exported in one trace: most of its gain, at a small share of the memory of all."""
-
-_NOT_YET = "this version of hwnas cannot profile it yet"
 _NO_DRIVER = "no NVIDIA driver here (libcuda is not found)"
+_SSH = re.compile(
+    r"ssh://(?:(?P<user>[^@/\s:]+)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^@/\s:\[\]]+)"
+    r"(?::(?P<port>\d+))?/(?P<name>[^/\s]+)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """A runtime on a kind of device in a precision: what a NAME stands for.
+
+    Attributes:
+        runner: Its class, `module:name`. It takes a module and a shape if `takes` is `torch`, else
+            the bytes of an ONNX model, then the options below and, on a CPU, `threads`.
+        takes: What it compiles.
+        device: What it computes on.
+        precision: Precision of its arithmetic.
+        packages: Distributions that it needs; of alternatives, parted by `|`, any one.
+        install: How to get them.
+        wrong_build: What the version of a build without CUDA holds; empty where all will do.
+        remote: Whether a board can be measured with it over ssh.
+    """
+
+    runner: str
+    takes: Literal["onnx", "torch"]
+    device: Literal["cpu", "cuda"]
+    precision: str = "fp32"
+    packages: tuple[str, ...]
+    install: str
+    wrong_build: str = ""
+    remote: bool = False
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Keyword arguments of the runner, `threads` aside."""
+        both = self.runner.endswith((":TorchRunner", ":OnnxRuntimeRunner"))
+        return {"precision": self.precision} | ({"device": self.device} if both else {})
+
+
+def _onnxruntime_cpu(precision: str) -> Runtime:
+    return Runtime(
+        runner="hwnas_export.onnxruntime_runner:OnnxRuntimeRunner",
+        takes="onnx",
+        device="cpu",
+        precision=precision,
+        packages=("onnxruntime|onnxruntime-gpu",),
+        install="pip install onnxruntime",
+        remote=True,
+    )
+
+
+def _onnxruntime_cuda(precision: str) -> Runtime:
+    return Runtime(
+        runner="hwnas_export.onnxruntime_runner:OnnxRuntimeRunner",
+        takes="onnx",
+        device="cuda",
+        precision=precision,
+        packages=("onnxruntime-gpu",),
+        install="pip uninstall onnxruntime; pip install onnxruntime-gpu",
+    )
+
+
+def _torch(device: Literal["cpu", "cuda"], precision: str) -> Runtime:
+    on_gpu = device == "cuda"
+    cuda_build = "a CUDA build of torch, see https://pytorch.org/get-started/locally"
+    return Runtime(
+        runner="hwnas_export.torch_runner:TorchRunner",
+        takes="torch",
+        device=device,
+        precision=precision,
+        packages=("torch",),
+        install=cuda_build if on_gpu else "pip install torch",
+        wrong_build="+cpu" if on_gpu else "",
+    )
+
+
+def _tensorrt(precision: str) -> Runtime:
+    return Runtime(
+        runner="hwnas_export.tensorrt_runner:TensorRTRunner",
+        takes="onnx",
+        device="cuda",
+        precision=precision,
+        packages=("tensorrt|tensorrt-cu12|tensorrt-cu13|tensorrt-rtx", "pycuda"),
+        install='pip install "hwnas[tensorrt]"',
+        remote=precision != "int8",
+    )
+
+
+def _openvino(precision: str) -> Runtime:
+    return Runtime(
+        runner="hwnas_export.openvino_runner:OpenVinoRunner",
+        takes="onnx",
+        device="cpu",
+        precision=precision,
+        packages=("openvino",),
+        install='pip install "hwnas[openvino]"',
+    )
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "onnxruntime-cpu": _onnxruntime_cpu("fp32"),
+    "onnxruntime-cpu-int8": _onnxruntime_cpu("int8"),
+    "onnxruntime-cuda": _onnxruntime_cuda("fp32"),
+    "onnxruntime-cuda-fp16": _onnxruntime_cuda("fp16"),
+    "torch-cpu": _torch("cpu", "fp32"),
+    "torch-cpu-bf16": _torch("cpu", "bf16"),
+    "torch-cuda": _torch("cuda", "fp32"),
+    "torch-cuda-fp16": _torch("cuda", "fp16"),
+    "torch-cuda-bf16": _torch("cuda", "bf16"),
+    "tensorrt-fp32": _tensorrt("fp32"),
+    "tensorrt-fp16": _tensorrt("fp16"),
+    "tensorrt-int8": _tensorrt("int8"),
+    "openvino-cpu": _openvino("fp32"),
+    "openvino-cpu-bf16": _openvino("bf16"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A parsed target string.
+
+    Attributes:
+        name: Key of `RUNTIMES`.
+        destination: `[user@]host` as ssh takes it; empty for this machine.
+        port: ssh port; None for ssh's own choice.
+    """
+
+    name: str
+    destination: str = ""
+    port: int | None = None
+
+    def __str__(self) -> str:
+        if not self.destination:
+            return self.name
+        user, at, host = self.destination.rpartition("@")
+        if ":" in host:
+            host = f"[{host}]"
+        port = f":{self.port}" if self.port else ""
+        return f"ssh://{user}{at}{host}{port}/{self.name}"
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the name stands for."""
+        return RUNTIMES[self.name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,193 +169,123 @@ class TargetStatus:
     """Whether a target can be used here.
 
     Attributes:
-        name: The target, or a package that targets need.
+        name: The target, or what targets need.
         usable: Whether hwnas can profile on it here and now.
-        implemented: Whether this version of hwnas could at all.
         version: Version of the package behind it; empty where it is not installed.
         reason: Why it is not usable; empty where it is.
-        fix: What would make it usable; empty where nothing is needed, or nothing would.
+        fix: What would make it usable; empty where nothing is needed.
     """
 
     name: str
     usable: bool
-    implemented: bool
     version: str
     reason: str = ""
     fix: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
-    """How a target is looked for, and run.
+def parse_target(text: str) -> Target:
+    """Parse a target string.
 
-    Attributes:
-        package: Distribution that it needs; empty for none.
-        install: How to get it.
-        needs_nvidia: Whether it needs an NVIDIA driver.
-        needs_program: Program that it needs; empty for none.
-        wrong_build: What the version of a build without CUDA holds; empty where all will do.
-        runners: Compiles workloads; None where hwnas does not run it yet.
+    Raises:
+        TargetError: It does not parse, or names no runtime that hwnas knows.
+
+    >>> parse_target("ssh://pi@board:2222/onnxruntime-cpu")
+    Target(name='onnxruntime-cpu', destination='pi@board', port=2222)
     """
-
-    package: str = ""
-    install: str = ""
-    needs_nvidia: bool = False
-    needs_program: str = ""
-    wrong_build: str = ""
-    runners: Callable[[Sequence[Workload], int], Iterator[Runner]] | None = None
+    if "://" not in text and "/" not in text:
+        _check_name(text, text)
+        return Target(name=text)
+    match = _SSH.fullmatch(text)
+    if match is None:
+        raise TargetError(
+            f"target `{text}` cannot be read",
+            hint="a board is ssh://[user@]host[:port]/NAME, e.g. ssh://pi@raspberrypi.local/"
+            "onnxruntime-cpu",
+        )
+    # ssh takes what begins with a dash for an option.
+    if any((match[part] or "").startswith("-") for part in ("user", "host")):
+        raise TargetError(f"target `{text}` cannot be read: a host does not begin with a dash")
+    _check_name(match["name"], text)
+    port = int(match["port"]) if match["port"] else None
+    if port is not None and not 0 < port < 65_536:
+        raise TargetError(f"target `{text}` cannot be read: {port} is no port (1 to 65535)")
+    if not RUNTIMES[match["name"]].remote:
+        able = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.remote)
+        raise TargetError(
+            f"hwnas cannot measure {match['name']} over ssh", hint=f"over ssh it can: {able}"
+        )
+    host = match["host"].strip("[]")
+    destination = f"{match['user']}@{host}" if match["user"] else host
+    return Target(name=match["name"], destination=destination, port=port)
 
 
 def target_statuses() -> tuple[TargetStatus, ...]:
-    """Return the status of every target that hwnas knows of, the usable ones first."""
-    return tuple(_status(name, target) for name, target in _TARGETS.items())
+    """Return the status of every target that hwnas knows of, in the order of `RUNTIMES`."""
+    return (*(_status(name, runtime) for name, runtime in RUNTIMES.items()), _ssh_status())
 
 
 def target_names() -> tuple[str, ...]:
-    """Return the names of the targets that this version of hwnas can profile."""
-    return tuple(name for name, target in _TARGETS.items() if target.runners is not None)
+    """Return the names of the targets of this version of hwnas."""
+    return tuple(RUNTIMES)
 
 
-def require_target(name: str) -> TargetStatus:
-    """Return a target's status, once it is sure to be usable.
+def require_target(text: str) -> Target:
+    """Parse a target string, and make sure that it can be measured from here.
+
+    Of a board only ssh is looked for: what the board has is known once it is reached.
 
     Raises:
         TargetError: It is unknown, or cannot be used here.
     """
-    scheme = name.partition("://")[0]  # `ssh://board/tensorrt` names a board and what it runs
-    if scheme not in _TARGETS:
-        similar = nearest(name, _TARGETS)
-        known = f"known: {', '.join(target_names())}"
-        hint = f"did you mean `{similar[0]}`? {known}" if similar else known
-        raise TargetError(f"there is no target `{name}`", hint=hint)
-    status = _status(name, _TARGETS[scheme])
+    target = parse_target(text)
+    status = _ssh_status() if target.destination else _status(target.name, target.runtime)
     if not status.usable:
-        raise TargetError(f"target `{name}` cannot be used here: {status.reason}", hint=status.fix)
-    return status
+        raise TargetError(f"target `{text}` cannot be used here: {status.reason}", hint=status.fix)
+    return target
 
 
-def runners_for(target: str, workloads: Sequence[Workload], *, threads: int) -> Iterator[Runner]:
-    """Compile workloads for a target, one after the other.
-
-    Args:
-        target: Name of the target.
-        workloads: What to compile; each is built only when its turn comes.
-        threads: Threads within an operator. For `torch-cpu`, where the number belongs to the whole
-            process, it holds inside of `threads_of` only.
-
-    Returns:
-        One runner per workload, in order, not yet active.
-
-    Raises:
-        TargetError: The target is unknown, or cannot be used here.
-        ExportError: A workload cannot be compiled; raised when its turn comes.
-    """
-    require_target(target)
-    runners = _TARGETS[target].runners
-    assert runners is not None  # usable
-    return runners(workloads, threads)
+def _check_name(name: str, text: str) -> None:
+    if name not in RUNTIMES:
+        similar = nearest(name, RUNTIMES)
+        known = f"known: {', '.join(RUNTIMES)}"
+        hint = f"did you mean `{similar[0]}`? {known}" if similar else known
+        raise TargetError(f"there is no target `{text}`", hint=hint)
 
 
-@contextmanager
-def threads_of(target: str, threads: int) -> Iterator[None]:
-    """Hold a process-wide number of threads while a target runs, and give the old one back."""
-    if target != "torch-cpu":  # ONNX Runtime's belongs to the compiled session
-        yield
-        return
-    with torch_threads(threads):
-        yield
-
-
-def _onnxruntime_runners(workloads: Sequence[Workload], threads: int) -> Iterator[Runner]:
-    from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
-
-    for begin in range(0, len(workloads), _EXPORT_CHUNK):
-        for model in _onnx_from_workloads(workloads[begin : begin + _EXPORT_CHUNK]):
-            yield OnnxRuntimeRunner(model.SerializeToString(), threads=threads)
-
-
-def _onnx_from_workloads(workloads: Sequence[Workload]) -> list[onnx.ModelProto]:
-    from hwnas_export.onnx_export import onnx_from_module, onnx_from_modules
-
-    modules = [workload.build() for workload in workloads]
-    try:
-        return onnx_from_modules(modules, [workload.input_shape for workload in workloads])
-    except ExportError:
-        # The error of the joined export does not say whose it is. Alone, each says so.
-        models = []
-        for workload, module in zip(workloads, modules, strict=True):
-            try:
-                models.append(onnx_from_module(module, workload.input_shape))
-            except ExportError as error:
-                raise ExportError(f"{workload.name}: {error.message}", hint=error.hint) from error
-        return models
-
-
-def _torch_runners(workloads: Sequence[Workload], threads: int) -> Iterator[Runner]:
-    from hwnas_export.torch_runner import TorchRunner
-
-    del threads  # see `threads_of`
-    for workload in workloads:
-        yield TorchRunner(workload.build(), workload.input_shape)
-
-
-def _status(name: str, target: _Target) -> TargetStatus:
-    version = package_version(target.package) if target.package else ""
-    reasons, fixes = [], []
-    if target.runners is None:
-        reasons.append(_NOT_YET)
-    if target.package and not version:
-        reasons.append(f"the package {target.package} is not installed")
-        fixes.append(f"install it: {target.install}")
-    elif target.wrong_build and target.wrong_build in version:
-        reasons.append(f"{target.package} {version} is a build without CUDA")
-        fixes.append(f"install another build: {target.install}")
-    if target.needs_nvidia and not _has_nvidia_driver():
+def _status(name: str, runtime: Runtime) -> TargetStatus:
+    reasons, fixes, versions = [], [], []
+    for package in runtime.packages:
+        found = [version for each in package.split("|") if (version := package_version(each))]
+        versions += found[:1]
+        if not found:
+            reasons.append(f"the package {package.partition('|')[0]} is not installed")
+        elif runtime.wrong_build and runtime.wrong_build in found[0]:
+            reasons.append(f"{package} {found[0]} is a build without CUDA")
+    if reasons:
+        fixes.append(f"install it: {runtime.install}")
+    if runtime.device == "cuda" and not _has_nvidia_driver():
         reasons.append(_NO_DRIVER)
         fixes.append("use a machine with an NVIDIA GPU and driver")
-    if target.needs_program and shutil.which(target.needs_program) is None:
-        reasons.append(f"the program `{target.needs_program}` is not installed")
-        fixes.append(f"install `{target.needs_program}` with the system's package manager")
-    if target.runners is None:
-        # Whatever is installed, it stays unusable until hwnas learns it: do not send people off.
-        later = f"; a later version will need: {'; '.join(fixes)}" if fixes else ""
-        fixes = [f"profile on {' or '.join(target_names())} for now{later}"]
     return TargetStatus(
         name=name,
         usable=not reasons,
-        implemented=target.runners is not None,
-        version=version,
+        version=", ".join(versions),
         reason="; ".join(reasons),
         fix="; ".join(fixes),
+    )
+
+
+def _ssh_status() -> TargetStatus:
+    found = shutil.which("ssh") is not None
+    return TargetStatus(
+        name="ssh://",
+        usable=found,
+        version="",
+        reason="" if found else "the program `ssh` is not installed",
+        fix="" if found else "install an OpenSSH client with the system's package manager",
     )
 
 
 @functools.cache
 def _has_nvidia_driver() -> bool:
     return any(ctypes.util.find_library(name) for name in ("cuda", "nvcuda"))
-
-
-_TARGETS: dict[str, _Target] = {
-    "onnxruntime-cpu": _Target(
-        package="onnxruntime", install="pip install onnxruntime", runners=_onnxruntime_runners
-    ),
-    "torch-cpu": _Target(package="torch", install="pip install torch", runners=_torch_runners),
-    "onnxruntime-cuda": _Target(
-        package="onnxruntime-gpu", install="pip install onnxruntime-gpu", needs_nvidia=True
-    ),
-    "torch-cuda": _Target(
-        package="torch",
-        install="a CUDA build of torch, see https://pytorch.org/get-started/locally",
-        needs_nvidia=True,
-        wrong_build="+cpu",
-    ),
-    "tensorrt": _Target(
-        package="tensorrt", install='pip install "hwnas[tensorrt]"', needs_nvidia=True
-    ),
-    "tensorrt-rtx": _Target(
-        package="tensorrt-rtx", install="pip install tensorrt-rtx", needs_nvidia=True
-    ),
-    "pycuda": _Target(package="pycuda", install='pip install "hwnas[tensorrt]"', needs_nvidia=True),
-    "openvino-cpu": _Target(package="openvino", install="pip install openvino"),
-    "ssh": _Target(needs_program="ssh"),
-}

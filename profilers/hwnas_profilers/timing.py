@@ -1,24 +1,25 @@
-"""Timing many calls fairly: rounds that visit all of them in shuffled order.
+"""Timing many workloads fairly: rounds that visit all of them in shuffled order.
 
 A machine drifts: it warms up, clocks change, other programs come and go. Timed one after the other,
 workloads would be compared across that drift; in shuffled rounds it meets all of them alike. Each
-workload stops on its own, once its median is known well enough.
+workload stops on its own, once its median is known well enough. A round in which the machine was
+disturbed is thrown away and repeated, as long as not too many are.
+
+What is timed lies behind a `Bench`: on this machine, or on a board at the other end of a wire.
 """
 
 from __future__ import annotations
 
-import gc
-import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import repeat
-from math import ceil, isfinite
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
-from hwnas.core.errors import ConfigError
+from hwnas.core.errors import ConfigError, DataError
 from hwnas.core.progress import SILENT
+from hwnas_profilers.agent import calls_per_sample, machine_state, take_samples
+from hwnas_profilers.conditions import DisturbanceWatch, MachineState, load_of_others
 from hwnas_profilers.statistics import MIN_SAMPLES, relative_width
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hwnas.core.progress import Progress
+    from hwnas_export.runner import Sampler
 
-    Call = Callable[[], object]
-    Clock = Callable[[], int]
+    Floats = NDArray[np.float64]
 
-_MAX_CALLS_PER_SAMPLE = 1_000_000
+_STEPPED = "clock that stood still or ran backward"
+_MAX_STEPPED_ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class TimingSettings:
         warmup_calls: Calls made before anything is timed.
         min_sample_us: A sample spans as many calls as last this long, so that neither the clock's
             resolution nor its cost is seen.
+        max_disturbed: Disturbed rounds are repeated as long as they are at most this share of the
+            rounds so far (and at most five before that means anything); then they are kept.
         seed: Shuffles the rounds.
     """
 
@@ -56,6 +60,7 @@ class TimingSettings:
     samples_per_round: int = 6
     warmup_calls: int = 5
     min_sample_us: float = 100.0
+    max_disturbed: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,8 +87,24 @@ class TimingSettings:
             raise ConfigError(f"warmup_calls is {self.warmup_calls}, not at least 0")
         if not (isfinite(self.min_sample_us) and self.min_sample_us >= 0):
             raise ConfigError(f"min_sample_us is {self.min_sample_us}, not a time")
+        if not 0 <= self.max_disturbed < 1:
+            raise ConfigError(f"max_disturbed is {self.max_disturbed}, not a share below 1")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, not at least 0")
+
+    @classmethod
+    def quick(cls, *, seed: int = 0) -> Self:
+        """Return settings for a first look: 5 % intervals, a third of the time."""
+        return cls(
+            relative_width=0.05, min_samples=20, max_samples=100, samples_per_round=5, seed=seed
+        )
+
+    @classmethod
+    def precise(cls, *, seed: int = 0) -> Self:
+        """Return settings for a table that is to be kept: 0.5 % intervals."""
+        return cls(
+            relative_width=0.005, min_samples=120, max_samples=1_200, min_sample_us=200.0, seed=seed
+        )
 
     @classmethod
     def for_networks(cls, *, relative_width: float = 0.005, seed: int = 0) -> Self:
@@ -101,123 +122,209 @@ class TimingSettings:
         )
 
 
-def time_interleaved(
-    calls: Sequence[Call],
-    settings: TimingSettings,
-    *,
-    clock: Clock = time.perf_counter_ns,
-    on_finished: Callable[[int, NDArray[np.float64]], None] | None = None,
-    progress: Progress = SILENT,
-) -> list[NDArray[np.float64]]:
-    """Time calls in shuffled rounds.
+class Bench(Protocol):
+    """Compiled workloads that can be visited, wherever they are."""
+
+    def prepare(self, index: int, settings: TimingSettings) -> None:
+        """Warm a workload up, and find how many of its calls a sample takes."""
+        ...
+
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Floats]:
+        """Visit workloads in this order; yield the samples of each, in microseconds per call."""
+        ...
+
+    def state(self) -> MachineState | None:
+        """Read the machine's state; None where nothing can be read."""
+        ...
+
+
+class LocalBench:
+    """Samplers on this machine, as a bench.
 
     Args:
-        calls: What to time; each returns only when its work is done.
+        samplers: One per workload; each returns only when its work is done.
+        watched: Read the machine's state around each round.
+    """
+
+    def __init__(self, samplers: Sequence[Sampler], *, watched: bool = True) -> None:
+        self._samplers = samplers
+        self._spans = [1] * len(samplers)
+        self._watched = watched
+
+    def prepare(self, index: int, settings: TimingSettings) -> None:
+        """See `Bench`."""
+        self._spans[index] = calls_per_sample(
+            self._samplers[index], settings.warmup_calls, settings.min_sample_us
+        )
+
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Floats]:
+        """See `Bench`."""
+        for index, count in zip(indices, samples, strict=True):
+            taken = take_samples(self._samplers[index], count, self._spans[index])
+            yield np.array(taken, dtype=np.float64)
+
+    def state(self) -> MachineState | None:
+        """See `Bench`."""
+        return MachineState(**machine_state()) if self._watched else None
+
+
+@dataclass(slots=True)
+class Timed:
+    """The samples of one workload.
+
+    Attributes:
+        rounds: Samples of each round that was kept, in microseconds per call.
+        disturbed: Visits that were thrown away.
+    """
+
+    rounds: list[Floats] = field(default_factory=list)
+    disturbed: int = 0
+
+    @property
+    def samples_us(self) -> Floats:
+        """All samples, in order of time; (n,)."""
+        return np.concatenate(self.rounds)
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return sum(map(len, self.rounds))
+
+
+@dataclass(slots=True)
+class RoundLog:
+    """What rounds were like; goes on over several calls of `time_in_rounds`.
+
+    Attributes:
+        kept: Rounds that were kept.
+        disturbed: Rounds that were thrown away and repeated.
+        noisy: Rounds that were disturbed, but kept, as too many were.
+        reasons: How often a round was disturbed, by reason.
+        states: First and last reading; empty before any.
+        loads: Share of all cores' time that other programs took, of each round.
+        pilots_ns: Time of the fixed computation, of each round.
+    """
+
+    kept: int = 0
+    disturbed: int = 0
+    noisy: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    states: list[MachineState] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
+    pilots_ns: list[float] = field(default_factory=list)
+    watch: DisturbanceWatch = field(default_factory=DisturbanceWatch)
+
+    def judge(self, before: MachineState | None, after: MachineState | None) -> str:
+        """Take note of a round's readings, and return why it was disturbed, if it was."""
+        if before is None or after is None:
+            return ""
+        self.states[1:] = [after]
+        if len(self.states) == 1:
+            self.states.insert(0, before)
+        self.pilots_ns.append(after.pilot_ns)
+        load = load_of_others(before, after)
+        if load is not None:
+            self.loads.append(load)
+        return self.watch.judge(before, after)
+
+
+def time_in_rounds(
+    bench: Bench,
+    count: int,
+    settings: TimingSettings,
+    *,
+    log: RoundLog | None = None,
+    on_finished: Callable[[int, Timed], None] | None = None,
+    progress: Progress = SILENT,
+) -> list[Timed]:
+    """Time workloads in shuffled rounds.
+
+    Args:
+        bench: What holds them.
+        count: How many it holds.
         settings: When to stop.
-        clock: Nanoseconds, never running backward.
-        on_finished: Told the index and samples of each call as it finishes, so that they can be
+        log: Takes note of what the rounds were like.
+        on_finished: Told the index and samples of each workload as it finishes, so that they can be
             written at once. What it raises ends the timing.
         progress: Where to report.
 
     Returns:
-        Samples of each call in microseconds per call, in order of time; (n,) each.
+        For each workload its rounds, at least two.
+
+    Raises:
+        DataError: The clock does not work: again and again, times are zero or negative.
     """
-
-    def finished(index: int, rounds: list[NDArray[np.float64]]) -> None:
-        if on_finished is not None:
-            on_finished(index, np.concatenate(rounds))
-
-    timed = time_in_rounds(calls, settings, clock=clock, on_finished=finished, progress=progress)
-    return [np.concatenate(rounds) for rounds in timed]
-
-
-def time_in_rounds(
-    calls: Sequence[Call],
-    settings: TimingSettings,
-    *,
-    clock: Clock = time.perf_counter_ns,
-    on_finished: Callable[[int, list[NDArray[np.float64]]], None] | None = None,
-    progress: Progress = SILENT,
-) -> list[list[NDArray[np.float64]]]:
-    """Time calls as `time_interleaved`, and keep the samples of each round apart.
-
-    Returns:
-        For each call its rounds, at least two, each with samples in microseconds per call.
-    """
+    log = RoundLog() if log is None else log
     generator = np.random.default_rng(settings.seed)
-    rounds: list[list[NDArray[np.float64]]] = [[] for _ in calls]
-    taken = [0] * len(calls)
-    unfinished = np.arange(len(calls))
-    with progress.task("timing", len(calls)) as task:
-        spans = [_calls_per_sample(call, settings, clock) for call in calls]
+    timed = [Timed() for _ in range(count)]
+    unfinished = np.arange(count)
+    stepped = 0
+    with progress.task("timing", count) as task:
+        for index in range(count):
+            bench.prepare(index, settings)
+        before = bench.state()
         while unfinished.size:
+            order = [int(index) for index in generator.permutation(unfinished)]
+            wanted = [_wanted(timed[index], settings) for index in order]
+            visits = list(bench.visit(order, wanted))
+            after = bench.state()
+            reason = log.judge(before, after)
+            before = after
+            if any(visit.min() <= 0 for visit in visits):
+                reason, stepped = _STEPPED, stepped + 1
+                if stepped > _MAX_STEPPED_ROUNDS:
+                    raise DataError(
+                        "a measured time is zero or negative, again and again: "
+                        "the clock of this machine does not work"
+                    )
+            if reason:
+                log.reasons[reason] = log.reasons.get(reason, 0) + 1
+                if reason == _STEPPED or _may_repeat(log, settings):
+                    log.disturbed += 1
+                    for index in order:
+                        timed[index].disturbed += 1
+                    continue
+                log.noisy += 1
+            log.kept += 1
             still: list[int] = []
-            for index in map(int, generator.permutation(unfinished)):
-                wanted = min(settings.samples_per_round, settings.max_samples - taken[index])
-                rounds[index].append(_take_samples(calls[index], wanted, spans[index], clock))
-                taken[index] += wanted
-                if _is_finished(rounds[index], taken[index], settings):
+            for index, samples_us in zip(order, visits, strict=True):
+                timed[index].rounds.append(samples_us)
+                done = len(samples_us)
+                if _is_finished(timed[index], settings):
                     if on_finished is not None:
-                        on_finished(index, rounds[index])
+                        on_finished(index, timed[index])
                     # The rounds that it did not need are done too.
-                    wanted += settings.max_samples - taken[index]
+                    done += settings.max_samples - timed[index].count
                 else:
                     still.append(index)
-                task.advance(wanted / settings.max_samples)
+                task.advance(done / settings.max_samples)
             unfinished = np.array(still, dtype=np.intp)
-    return rounds
+    return timed
 
 
-def _is_finished(rounds: list[NDArray[np.float64]], taken: int, settings: TimingSettings) -> bool:
-    if taken >= settings.max_samples:
+def time_interleaved(
+    samplers: Sequence[Sampler],
+    settings: TimingSettings,
+    *,
+    log: RoundLog | None = None,
+    progress: Progress = SILENT,
+) -> list[Timed]:
+    """Time samplers of this machine in shuffled rounds: `time_in_rounds` on a `LocalBench`."""
+    return time_in_rounds(LocalBench(samplers), len(samplers), settings, log=log, progress=progress)
+
+
+def _wanted(timed: Timed, settings: TimingSettings) -> int:
+    return min(settings.samples_per_round, settings.max_samples - timed.count)
+
+
+def _may_repeat(log: RoundLog, settings: TimingSettings) -> bool:
+    allowed = max(5.0, settings.max_disturbed * (log.kept + log.disturbed))
+    return settings.max_disturbed > 0 and log.disturbed < allowed
+
+
+def _is_finished(timed: Timed, settings: TimingSettings) -> bool:
+    if timed.count >= settings.max_samples:
         return True
-    if taken < settings.min_samples:
+    if timed.count < settings.min_samples:
         return False
-    return relative_width(np.concatenate(rounds)) < settings.relative_width
-
-
-def _calls_per_sample(call: Call, settings: TimingSettings, clock: Clock) -> int:
-    """Warm a call up and find how many of them last as long as a sample must."""
-    for _ in repeat(None, settings.warmup_calls):
-        call()
-    count = 1
-    while count < _MAX_CALLS_PER_SAMPLE:
-        begin = clock()
-        for _ in repeat(None, count):
-            call()
-        elapsed_us = (clock() - begin) / 1_000
-        if elapsed_us >= settings.min_sample_us:
-            break
-        # At least doubled, so that it ends; at most tenfold, as one short try says little.
-        growth = settings.min_sample_us / elapsed_us if elapsed_us > 0 else 10.0
-        count = min(ceil(count * min(max(growth, 2.0), 10.0)), _MAX_CALLS_PER_SAMPLE)
-    return count
-
-
-def _take_samples(call: Call, samples: int, span: int, clock: Clock) -> NDArray[np.float64]:
-    """Take one visit's samples, in microseconds per call; (samples,)."""
-    # A list, as storing into an array costs more; filled beforehand, so that nothing grows.
-    elapsed_ns = [0] * samples
-    # Another workload ran just before: its data is in the caches. One sample goes unrecorded.
-    for _ in repeat(None, span):
-        call()
-    with _no_garbage_collection():
-        for sample in range(samples):
-            begin = clock()
-            # `repeat` hands out one object again and again: the cheapest loop that Python has.
-            for _ in repeat(None, span):
-                call()
-            elapsed_ns[sample] = clock() - begin
-    return np.array(elapsed_ns, dtype=np.float64) / (1_000 * span)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Keep Python's cyclic collector out of the samples; leave it as it was found."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    return relative_width(timed.samples_us) < settings.relative_width

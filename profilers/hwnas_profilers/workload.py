@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import nn
 
@@ -70,6 +70,40 @@ class Operator(Workload):
     """A workload that belongs into a latency table under its key."""
 
     key: OperatorKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain(Workload):
+    """Operators one after the other, compiled as one: a pair of neighbors, or a whole network.
+
+    Its parts are exported once each, however many chains they are in: see `models`.
+
+    Attributes:
+        parts: The operators, in order.
+    """
+
+    parts: tuple[Operator, ...]
+
+
+def chain_of(parts: Sequence[Operator], name: str = "") -> Chain:
+    """Put operators one after the other; the output of each is the input of the next.
+
+    Args:
+        parts: The operators, at least one.
+        name: What the chain is called; by default its parts' names.
+    """
+
+    def build() -> nn.Module:
+        from torch import nn
+
+        return nn.Sequential(*(part.build() for part in parts)).eval()
+
+    return Chain(
+        name=name or " then ".join(part.name for part in parts),
+        build=build,
+        input_shape=parts[0].input_shape,
+        parts=tuple(parts),
+    )
 
 
 def nearest_keys(

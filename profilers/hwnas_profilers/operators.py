@@ -1,0 +1,192 @@
+"""Operators and their pairs -> a latency table: compiled, timed in shuffled rounds, appended."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwnas.core.errors import ConfigError, LatencyTableError
+from hwnas.core.progress import SILENT
+from hwnas_profilers.pairs import neighbor_pairs
+from hwnas_profilers.records import Measurement, PairMeasurement, Session, UnsupportedOperator
+from hwnas_profilers.statistics import summarize
+from hwnas_profilers.table import LatencyTable, TableAppender
+from hwnas_profilers.workload import Operator, chain_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from hwnas.core.progress import Progress
+    from hwnas_profilers.profiler import Profiler
+    from hwnas_profilers.records import TableHeader
+    from hwnas_profilers.timing import RoundLog, Timed, TimingSettings
+    from hwnas_profilers.workload import Chain, OperatorKey
+
+GROUP_SIZE = 64
+"""Workloads that are compiled and timed together: bounds memory, and what a killed run loses."""
+
+
+def profile_operators(
+    operators: Sequence[Operator],
+    *,
+    profiler: Profiler,
+    path: Path,
+    header: TableHeader,
+    settings: TimingSettings,
+    energy: bool = False,
+    progress: Progress = SILENT,
+) -> LatencyTable:
+    """Measure what a latency table lacks, and return the whole table.
+
+    Operators, and pairs of neighbors, are timed in groups, within a group in shuffled rounds. Which
+    group one falls into is drawn, so that a drift between groups favors no kind of operator. What
+    the runtime refuses is recorded with its words, and is not tried again.
+
+    Args:
+        operators: The operators of a space; equal keys are measured once.
+        profiler: An entered profiler.
+        path: The table's file; made where there is none, gone on from where there is one.
+        header: What is measured, and on what.
+        settings: How exactly.
+        energy: Meter the energy of each operator too.
+        progress: Where to report.
+
+    Raises:
+        ConfigError: An operator's batch or precision is not the header's.
+        TargetError: The target cannot tell its energy.
+        InputFileError: The table cannot be written. What was measured before is kept.
+        LatencyTableError: The table that is there cannot be gone on from, or the runtime refuses
+            every operator.
+    """
+    by_key = {operator.key: operator for operator in operators}
+    _check_keys(by_key, header)
+    generator = np.random.default_rng(settings.seed)
+    began = time.monotonic()
+    with TableAppender(path, header, progress=progress) as table:
+        work = _missing(list(by_key.values()), table)
+        wanted = len(by_key)
+        done = wanted - sum(isinstance(each, Operator) for each in work)
+        if done:
+            progress.say(f"{path}: {done} of {wanted} operators are measured already")
+        groups = _groups([work[index] for index in generator.permutation(len(work))])
+        for number, group in enumerate(groups, start=1):
+            if len(groups) > 1:
+                progress.say(f"operators: group {number} of {len(groups)}")
+            _profile_group(group, profiler, table, settings, energy, progress)
+        if work:
+            table.append(_session(profiler, len(work), time.monotonic() - began))
+        if not table.measurements:
+            reason = next(iter(table.unsupported.values()), "there are none")
+            raise LatencyTableError(f"{header.target} takes no operator of this space: {reason}")
+    return LatencyTable.read(path)
+
+
+def _missing(operators: list[Operator], table: TableAppender) -> list[Operator | Chain]:
+    """Return the operators and pairs that are neither measured nor known to be refused."""
+    known = table.unsupported
+    singles = [
+        operator
+        for operator in operators
+        if operator.key not in table.measurements and operator.key not in known
+    ]
+    pairs = [
+        chain_of(pair)
+        for pair in neighbor_pairs(operators)
+        if (pair[0].key, pair[1].key) not in table.pairs
+        and not {each.key for each in pair} & {*known}
+    ]
+    return [*singles, *pairs]
+
+
+def _profile_group(
+    group: Sequence[Operator | Chain],
+    profiler: Profiler,
+    table: TableAppender,
+    settings: TimingSettings,
+    energy: bool,
+    progress: Progress,
+) -> None:
+    singles = [each for each in group if isinstance(each, Operator)]
+    energies = dict(
+        zip(
+            (each.key for each in singles),
+            profiler.energies(singles, seed=settings.seed, progress=progress) if energy else (),
+            strict=energy,
+        )
+    )
+
+    def append(index: int, timed: Timed) -> None:
+        workload, statistics = group[index], summarize(timed.samples_us)
+        if not isinstance(workload, Operator):
+            before, after = workload.parts
+            table.append(
+                PairMeasurement(
+                    before=before.key,
+                    after=after.key,
+                    statistics=statistics,
+                    disturbed=timed.disturbed,
+                )
+            )
+            return
+        memory = profiler.memory_of(workload)
+        table.append(
+            Measurement(
+                key=workload.key,
+                statistics=statistics,
+                disturbed=timed.disturbed,
+                weights_bytes=memory.weights_bytes if memory else None,
+                peak_activation_bytes=memory.peak_activation_bytes if memory else None,
+                energy=energies.get(workload.key),
+            )
+        )
+
+    def refuse(index: int, reason: str) -> None:
+        workload = group[index]
+        if isinstance(workload, Operator):  # a pair of a refused operator is refused with it
+            table.append(UnsupportedOperator(refused=workload.key, reason=reason))
+            progress.say(f"not supported by {profiler.target}: {workload.key}: {reason}")
+
+    profiler.time(group, settings, on_finished=append, on_rejected=refuse, progress=progress)
+
+
+def _session(profiler: Profiler, workloads: int, seconds: float) -> Session:
+    log = profiler.log
+    return Session(
+        utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        workloads=workloads,
+        rounds=log.kept,
+        disturbed_rounds=log.disturbed,
+        noisy_rounds=log.noisy,
+        reasons=log.reasons,
+        load_percent=100 * float(np.median(log.loads)) if log.loads else None,
+        temperature_c=_ends(log, "temperature_c"),
+        clock_mhz=_ends(log, "clock_mhz"),
+        pilot_us=float(np.median(log.pilots_ns)) / 1e3 if log.pilots_ns else None,
+        throttled=log.states[-1].throttled if log.states else "",
+        facts=profiler.facts(),
+    )
+
+
+def _ends(log: RoundLog, name: str) -> tuple[float, float] | None:
+    values = [getattr(state, name) for state in log.states]
+    return (values[0], values[-1]) if values and None not in values else None
+
+
+def _groups(work: Sequence[Operator | Chain]) -> list[Sequence[Operator | Chain]]:
+    """Split into groups of nearly equal size, none larger than `GROUP_SIZE`."""
+    count = -(-len(work) // GROUP_SIZE)
+    return [work[start::count] for start in range(count)]
+
+
+def _check_keys(keys: Iterable[OperatorKey], header: TableHeader) -> None:
+    for key in keys:
+        if (key.batch, key.dtype) != (header.batch, header.dtype):
+            raise ConfigError(
+                f"operator {key} is of batch {key.batch} and {key.dtype}, "
+                f"the table of batch {header.batch} and {header.dtype}"
+            )
