@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hwnas.stages.profile import profile
     from hwnas.stages.report import report
     from hwnas.stages.search import search
+    from hwnas.stages.table import table_diff, table_merge, table_show, table_validate
     from hwnas.stages.teacher import teacher
     from hwnas.stages.train import train
     from hwnas.stages.verify import verify
@@ -34,6 +35,10 @@ __all__ = [
     "report",
     "run",
     "search",
+    "table_diff",
+    "table_merge",
+    "table_show",
+    "table_validate",
     "teacher",
     "train",
     "verify",
@@ -43,6 +48,10 @@ FUNCTIONS = {
     "doctor": "hwnas.stages.doctor:doctor",
     "profile": "hwnas.stages.profile:profile",
     "calibrate": "hwnas.stages.calibrate:calibrate",
+    "table_show": "hwnas.stages.table:table_show",
+    "table_diff": "hwnas.stages.table:table_diff",
+    "table_merge": "hwnas.stages.table:table_merge",
+    "table_validate": "hwnas.stages.table:table_validate",
     "teacher": "hwnas.stages.teacher:teacher",
     "search": "hwnas.stages.search:search",
     "derive": "hwnas.stages.derive:derive",
@@ -52,7 +61,10 @@ FUNCTIONS = {
     "report": "hwnas.stages.report:report",
     "run": "hwnas.pipeline:run",
 }
-"""Where each function is, by the name of its command; in the order of the loop."""
+"""Where each function is, by the name of its command; in the order of the loop.
+
+`table_show` is the function of `hwnas table show`.
+"""
 
 
 def __getattr__(name: str) -> Any:

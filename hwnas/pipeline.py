@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 from hwnas.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.search.budget import Budgets
+    from hwnas.space.chain_space import ChainSpace
     from hwnas.stages.config import RunConfig
     from hwnas.stages.verify import VerifyResult
     from hwnas.verify.verification import Verification
@@ -112,33 +113,35 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     from hwnas.core.decoding import encode_json
     from hwnas.core.errors import GateFailedError
     from hwnas.data.sources import load_data
-    from hwnas.latency.model import LatencyModel
-    from hwnas.search.derive import check_budget
+    from hwnas.latency.resources import SpaceCosts
+    from hwnas.search.derive import check_budgets
+    from hwnas.space.registry import space_from_spec
     from hwnas.space.spec import space_spec
     from hwnas.stages.checks import check_deployable
     from hwnas.stages.export import make_engine
     from hwnas.stages.report import report
     from hwnas.stages.search import make_search
-    from hwnas.stages.spaces import space_of_table
+    from hwnas.stages.spaces import require_searchable
     from hwnas.stages.teacher import make_teacher
     from hwnas.stages.train import make_network
     from hwnas_profilers.targets import require_target
 
-    require_target(config.target.name)
+    target = require_target(config.target.name)
     check_deployable(config.target.name)
     data = load_data(config.data)
     spec = space_spec(
         config.space.name, image_shape=data.image_shape, classes=len(data.class_names)
     )
-    table = _table(config, spec, out, progress)
-    latency = LatencyModel(space_of_table(table), table)
-    budget_ms = config.budget.resolve_ms(latency.range_ms())
-    check_budget(latency, budget_ms)  # before hours are spent on training
+    space = require_searchable(space_from_spec(spec, dtype=target.runtime.precision))
+    table = _table(config, space, out, progress)
+    costs = SpaceCosts(space, table)
+    budgets = config.budget.resolve(costs)
+    check_budgets(costs, budgets)  # before hours are spent on training
     write_atomically(out / CONFIG_FILE, encode_json(config, indent=2))
 
     make_teacher(config, out / TEACHER, progress=progress)
     make_search(config, table.path, out / TEACHER, out / SEARCH, progress=progress)
-    _derive(config, table.path, budget_ms, out, progress)
+    _derive(config, table.path, budgets, out, progress)
     make_network(
         config, out / GENOTYPE_FILE, out / TEACHER, out / SEARCH, out / NETWORK, progress=progress
     )
@@ -156,7 +159,7 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     return summary
 
 
-def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) -> LatencyTable:
+def _table(config: RunConfig, space: ChainSpace, out: Path, progress: Progress) -> LatencyTable:
     """Measure and calibrate the table, or check the one that was given."""
     from hwnas.core.environment import this_device
     from hwnas.stages.calibrate import make_calibration
@@ -170,14 +173,14 @@ def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) ->
         table.require(
             target=target,
             threads=threads,
-            space_fingerprint=spec.fingerprint,
+            space_fingerprint=space.spec.fingerprint,
             device=this_device().name,
         )
         say_if_uncalibrated(table, progress)
         return table
     path = out / TABLE_FILE
     table = make_table(
-        spec, target, path, threads=threads, settings=config.table.timing, progress=progress
+        space, target, path, threads=threads, settings=config.table.timing, progress=progress
     )
     if table.calibration is None:
         make_calibration(
@@ -195,9 +198,9 @@ def _table(config: RunConfig, spec: SpaceSpec, out: Path, progress: Progress) ->
 
 
 def _derive(
-    config: RunConfig, table: Path, budget_ms: float, out: Path, progress: Progress
+    config: RunConfig, table: Path, budgets: Budgets, out: Path, progress: Progress
 ) -> None:
-    """Derive, or find it done: a genotype of the same search, table and budget is kept."""
+    """Derive, or find it done: a genotype of the same search, table and budgets is kept."""
     from hwnas.core.artifacts import sha256_of_file
     from hwnas.core.decoding import read_json
     from hwnas.search.records import Derivation
@@ -207,14 +210,14 @@ def _derive(
     path = out / GENOTYPE_FILE
     if path.is_file():
         before = read_json(path, Derivation)
-        now = (sha256_of_file(table), sha256_of_file(out / SEARCH / SEARCH_FILE), budget_ms)
-        if (before.table_sha256, before.search_sha256, before.budget_ms) == now:
+        now = (sha256_of_file(table), sha256_of_file(out / SEARCH / SEARCH_FILE), budgets)
+        if (before.table_sha256, before.search_sha256, before.budgets) == now:
             progress.say(f"derive: {path} is finished already")
             return
     make_derivation(
         out / SEARCH,
         table,
-        budget_ms,
+        budgets,
         path,
         measure=True,
         settings=config.table.network_timing,

@@ -29,13 +29,15 @@ def chained(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
         the nodes are those of the models, in their order.
 
     Raises:
-        ExportError: Shapes do not fit, or the models are of unequal opsets.
+        ExportError: Shapes do not fit, the models are of unequal opsets, or one is more than a
+            plain graph from one input to one output.
     """
     nodes: list[onnx.NodeProto] = []
     initializers: list[onnx.TensorProto] = []
     before = INPUT_NAME
     for index, model in enumerate(models):
         graph = model.graph
+        _check_plain(model, index)
         if index:
             _check_fits(models[index - 1], model, index)
         names = {graph.input[0].name: before}
@@ -68,6 +70,25 @@ def chained(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
 def _renamed(name: str, names: dict[str, str], index: int) -> str:
     # An empty name stands for an optional input that is not given.
     return names.setdefault(name, f"{index}/{name}") if name else name
+
+
+def _check_plain(model: onnx.ModelProto, index: int) -> None:
+    """Refuse what renaming the values of nodes would not carry over."""
+    graph = model.graph
+    if len(graph.input) != 1 or len(graph.output) != 1:
+        raise ExportError(
+            f"part {index + 1} of a chain has {len(graph.input)} inputs and "
+            f"{len(graph.output)} outputs, not one of each"
+        )
+    if not any(graph.output[0].name in node.output for node in graph.node):
+        raise ExportError(f"part {index + 1} of a chain computes nothing: no node gives its output")
+    nested = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+    inner = any(attribute.type in nested for node in graph.node for attribute in node.attribute)
+    if inner or model.functions or graph.sparse_initializer:
+        raise ExportError(
+            f"part {index + 1} of a chain holds control flow, functions or sparse weights",
+            hint="only plain graphs can be put in a chain",
+        )
 
 
 def _check_fits(before: onnx.ModelProto, after: onnx.ModelProto, index: int) -> None:

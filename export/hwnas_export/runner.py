@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Self, TypeAlias, final
 
 import numpy as np
 
-from hwnas.core.errors import DataError
+from hwnas.core.errors import DataError, TargetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -32,7 +32,8 @@ class Runner(ABC):
     manager that does both.
 
     Attributes:
-        name: The target that it runs on, e.g. `onnxruntime-cpu`.
+        name: The target that it runs on, e.g. `onnxruntime-cpu`. Whatever the precision inside,
+            arrays go in and come out as float32.
     """
 
     name: str
@@ -98,7 +99,8 @@ class Runner(ABC):
     def call_on(self, images: NDArray[np.float32]) -> Callable[[], object]:
         """Bind an input and return the barest call that computes its output, for timing.
 
-        The returned call checks nothing and returns only when the output is there.
+        The returned call checks nothing and returns only when the output is there, in whatever form
+        and place the runtime left it. Later bindings of the same runner do not disturb it.
         """
         self._check_active()
         self._check_input(images)
@@ -150,6 +152,18 @@ class Runner(ABC):
 
     @abstractmethod
     def _sampler_on_impl(self, images: NDArray[np.float32]) -> Sampler: ...
+
+
+def target_name(runtime: str, device: str, precision: str, known: Sequence[str]) -> str:
+    """Return the name of a target, e.g. `torch-cuda-fp16`; single precision goes without saying.
+
+    Raises:
+        TargetError: It is none of those that the runtime's runner knows.
+    """
+    name = f"{runtime}-{device}" + ("" if precision == "fp32" else f"-{precision}")
+    if name not in known:
+        raise TargetError(f"there is no target {name}", hint=f"choose one of {', '.join(known)}")
+    return name
 
 
 def host_sampler(

@@ -8,6 +8,7 @@ r"""A click command from a public function: the signature gives options, the doc
 | `Literal["a", "b"]`             | one of them                                        |
 | `tuple[int, int, int]`          | `3,32,32`                                          |
 | `tuple[float, ...]`             | numbers parted by commas                           |
+| `tuple[Path, ...]`, by position | any number of paths                                |
 | `X \| None`                     | as X; may be left out                              |
 
 Anything else is refused: a parameter that cannot be typed does not belong to a command.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from hwnas.cli.commands import function_name
 from hwnas.cli.invocation import invoke
 from hwnas.core.progress import Progress
 
@@ -168,12 +170,13 @@ def command_from_function(
 
     Args:
         function: The function; `progress` is passed to it where it takes one.
-        name: Name of the command.
+        name: The command's path, e.g. `derive` or `table show`.
         positional: Parameters that are given by position.
     """
 
     def callback(*, as_json: bool, debug: bool, **arguments: Any) -> None:
-        invoke(function, name=name, arguments=arguments, as_json=as_json, debug=debug)
+        called = function_name(name)
+        invoke(function, name=called, arguments=arguments, as_json=as_json, debug=debug)
 
     prose, _ = split_docstring(inspect.getdoc(function) or "")
     parameters = parameters_of(function)
@@ -182,7 +185,7 @@ def command_from_function(
     by_name = {parameter.name: parameter for parameter in parameters}
     arguments = [_argument(by_name[each]) for each in positional]
     return click.Command(
-        name,
+        name.rpartition(" ")[2],
         callback=callback,
         params=[*arguments, *options, *_common_options()],
         help="\n\n".join([prose, *_argument_helps(by_name, positional)]),
@@ -229,8 +232,11 @@ def _option(parameter: Parameter) -> click.Option:
 
 def _argument(parameter: Parameter) -> click.Argument:
     required = parameter.default is REQUIRED
-    settings = {} if required else {"default": parameter.default}
-    parser, _ = click_type(parameter.kind)
+    settings: dict[str, Any] = {} if required else {"default": parameter.default}
+    kind = parameter.kind
+    if kind == tuple[Path, ...]:
+        kind, settings["nargs"] = Path, -1
+    parser, _ = click_type(kind)
     return click.Argument([parameter.name], type=parser, required=required, **settings)
 
 

@@ -1,5 +1,6 @@
 """The commands: their order, their one-line helps, and which parameters are given by position.
 
+A command of a group is named by its whole path, `table show`; its function is `table_show`.
 A literal table, so that `hwnas --help` imports no command. A test holds it equal to `hwnas.api`.
 """
 
@@ -26,10 +27,27 @@ COMMANDS = {
         summary="Say which targets can be used here and, for each that cannot, what to install.",
     ),
     "profile": CommandEntry(
-        summary="Measure every operator of a search space on a target, into a latency table.",
+        summary="Measure a search space's operators into a latency table, or one model operator "
+        "by operator.",
     ),
     "calibrate": CommandEntry(
         summary="Time whole networks on the target and fit the latency table to them.",
+    ),
+    "table show": CommandEntry(
+        summary="Show what a latency table holds, how it was measured and how well it predicts.",
+        positional=("table",),
+    ),
+    "table diff": CommandEntry(
+        summary="Compare two latency tables: conditions, operators and the ratio of their medians.",
+        positional=("first", "second"),
+    ),
+    "table merge": CommandEntry(
+        summary="Merge latency tables of one space that were measured on one device and target.",
+        positional=("tables",),
+    ),
+    "table validate": CommandEntry(
+        summary="Check latency tables, and name every fault with its line.",
+        positional=("tables",),
     ),
     "teacher": CommandEntry(
         summary="Train a robust teacher, or take one from a file of weights.",
@@ -59,3 +77,33 @@ COMMANDS = {
         positional=("config",),
     ),
 }
+
+GROUPS = {"table": "Show, compare, merge and check latency tables."}
+"""Commands that only hold others, with their one-line helps."""
+
+
+def function_name(command: str) -> str:
+    """Return the name of a command's function in `hwnas.api`.
+
+    >>> function_name("table show")
+    'table_show'
+    """
+    return command.replace(" ", "_")
+
+
+def entries_of(group: str) -> dict[str, str]:
+    """Return names and one-line helps of what a group holds: commands, and groups in their place.
+
+    Args:
+        group: Path of the group; empty for all of `hwnas`.
+
+    >>> list(entries_of("table"))
+    ['show', 'diff', 'merge', 'validate']
+    """
+    prefix = f"{group} " if group else ""
+    entries: dict[str, str] = {}
+    for command, entry in COMMANDS.items():
+        if command.startswith(prefix):
+            name, _, inner = command.removeprefix(prefix).partition(" ")
+            entries[name] = GROUPS[prefix + name] if inner else entry.summary
+    return entries

@@ -8,11 +8,12 @@ import logging
 import sys
 import traceback
 import warnings
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hwnas.core.errors import GateFailedError, HwnasError
+from hwnas.core.errors import HwnasError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,12 +64,22 @@ def invoke(
         with _diagnostics_on_stderr(debug=debug), open_progress() as progress:
             extra = {"progress": progress} if _takes_progress(function) else {}
             result = function(**arguments, **extra)
-    except GateFailedError as error:
-        # The gates failed, not the command: what was found is still its result.
-        if error.result is not None:
-            write_result(error.result, as_json=as_json)
+    except HwnasError as error:
+        # What was checked failed, not the command: what was found is still its result.
+        found = getattr(error, "result", None)
+        if found is not None:
+            write_result(found, as_json=as_json)
         raise
     write_result(result, as_json=as_json)
+
+
+class _Code(str):
+    """Text that is Python already: its `repr` is itself."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def python_call(function: Callable[..., Any], *, name: str, arguments: Mapping[str, Any]) -> str:
@@ -77,11 +88,19 @@ def python_call(function: Callable[..., Any], *, name: str, arguments: Mapping[s
 
     defaults = {each.name: each.default for each in inspect.signature(function).parameters.values()}
     given = {
-        key: arguments[key]
+        key: _code(arguments[key])
         for key, default in defaults.items()
         if key in arguments and (default is inspect.Parameter.empty or arguments[key] != default)
     }
     return call_text(name, **given)
+
+
+def _code(value: Any) -> Any:
+    """Write paths within a tuple as calls of `Path`; leave all else to `call_text`."""
+    if isinstance(value, tuple) and value and all(isinstance(each, PurePath) for each in value):
+        calls = ", ".join(f"Path({str(each)!r})" for each in value)
+        return _Code(f"({calls}{',' * (len(value) == 1)})")
+    return value
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import click
 import hwnas
 from hwnas import api
 from hwnas.cli.command import command_from_function
-from hwnas.cli.commands import COMMANDS
+from hwnas.cli.commands import COMMANDS, GROUPS, entries_of, function_name
 from hwnas.cli.invocation import DEBUG, explained_errors
 from hwnas.core.errors import nearest
 
@@ -27,19 +27,30 @@ Exit codes: 0 success, 1 error, 2 usage, 3 a gate of `verify` failed, 130 interr
 
 
 class CommandGroup(click.Group):
-    """The commands of `COMMANDS`, each made from its function when it is asked for."""
+    """Commands of `COMMANDS`, each made from its function when it is asked for.
+
+    Args:
+        path: Where the group itself stands; empty for `hwnas`, `table` for `hwnas table`.
+    """
+
+    def __init__(self, *args: Any, path: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._path = path
+        self._entries = entries_of(path)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the loop."""
-        return list(COMMANDS)
+        return list(self._entries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Make a command; None where there is none of the name."""
-        entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if cmd_name not in self._entries:
             return None
-        function = getattr(api, cmd_name)
-        return command_from_function(function, name=cmd_name, positional=entry.positional)
+        path = f"{self._path} {cmd_name}".strip()
+        if path in GROUPS:
+            return CommandGroup(cmd_name, path=path, help=GROUPS[path], no_args_is_help=True)
+        function = getattr(api, function_name(path))
+        return command_from_function(function, name=path, positional=COMMANDS[path].positional)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -47,16 +58,17 @@ class CommandGroup(click.Group):
         """Find the command that is called; name the nearest one where it is misspelled."""
         name = args[0]
         ctx.meta[DEBUG] = "--debug" in args  # until the command has parsed its own options
-        if name not in COMMANDS and not name.startswith("-"):
-            similar = nearest(name, COMMANDS)
-            hint = f"Did you mean `{similar[0]}`?" if similar else f"Known: {', '.join(COMMANDS)}."
+        if name not in self._entries and not name.startswith("-"):
+            similar = nearest(name, self._entries)
+            known = f"Known: {', '.join(self._entries)}."
+            hint = f"Did you mean `{similar[0]}`?" if similar else known
             ctx.fail(f"No such command {name!r}. {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+            formatter.write_dl(list(self._entries.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that is called; errors are explained here and nowhere else."""

@@ -21,6 +21,9 @@ UNITS = {
     "percent": "%",
     "mib": "MiB",
     "bytes": "bytes",
+    "uj": "uJ",
+    "mhz": "MHz",
+    "c": "C",
 }
 LONG = 32
 """A table's column that is wider than this stands below its row."""
@@ -46,8 +49,12 @@ def write_result(result: Any, *, as_json: bool) -> None:
         return
     lines = list(_lines(items if isinstance(items, dict) else {"result": items}, indent=0))
     width = max((len(label) for label, _ in lines), default=0)
-    for label, text in lines:
-        click.echo(f"{label:<{width}}  {text}".rstrip())
+    for label, value in lines:
+        if isinstance(value, list):
+            click.echo(label)
+            _echo_rows(value, indent=len(label) - len(label.lstrip()) + 2)
+        else:
+            click.echo(f"{label:<{width}}  {value}".rstrip())
 
 
 def plain_data(value: Any) -> Any:
@@ -91,47 +98,73 @@ def cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, list):
         short = len(value) <= SHORT and not any(isinstance(each, dict | list) for each in value)
-        return ", ".join(map(cell, value)) if short else f"{len(value)} values"
+        many = "1 value" if len(value) == 1 else f"{len(value)} values"
+        return ", ".join(map(cell, value)) if short else many
     return str(value)
 
 
-def _lines(items: Mapping[str, Any], *, indent: int) -> Iterator[tuple[str, str]]:
-    """Yield label and text for each field; what is nested is indented below its label."""
+def _lines(items: Mapping[str, Any], *, indent: int) -> Iterator[tuple[str, str | list[Any]]]:
+    """Yield label and text for each field; what is nested is indented below its label.
+
+    In place of a text, rows of a table and a few long texts come as they are.
+    """
     for name, value in items.items():
+        start = f"{' ' * indent}{label(name)}"
         if isinstance(value, dict) and value:
-            yield f"{' ' * indent}{label(name)}", ""
+            yield start, ""
             yield from _lines(value, indent=indent + 2)
+        elif isinstance(value, list) and (_are_rows(value) or _are_texts(value)):
+            yield start, value
         else:
-            yield f"{' ' * indent}{label(name)}", cell(value)
+            yield start, cell(value)
 
 
-def _echo_rows(rows: Sequence[Any]) -> None:
+def _are_rows(values: Sequence[Any]) -> bool:
+    return bool(values) and all(
+        isinstance(each, dict) and not any(isinstance(item, dict) for item in each.values())
+        for each in values
+    )
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    texts = [each for each in values if isinstance(each, str)]
+    return len(texts) == len(values) <= SHORT and any(len(each) > LONG for each in texts)
+
+
+def _echo_rows(rows: Sequence[Any], *, indent: int = 0) -> None:
     """Print dictionaries of equal keys as a table, anything else line by line.
 
-    A column of long texts would tear the table apart: its texts stand below their rows.
+    A column of long texts would tear the table apart: its texts stand below their rows. A column
+    that says nothing is left out.
     """
+    start = " " * indent
     if not rows or not isinstance(rows[0], dict):
         for row in rows:
-            click.echo(cell(row))
+            click.echo(start + cell(row))
         return
     texts = [
         {name: "" if value is None else cell(value) for name, value in row.items()} for row in rows
     ]
-    widths = {name: max(len(label(name)), *(len(row[name]) for row in texts)) for name in texts[0]}
-    first = next(iter(widths))
+    first = next(iter(texts[0]))
+    widths = {
+        name: max(len(label(name)), *(len(row[name]) for row in texts))
+        for name in texts[0]
+        if name == first or any(row[name] for row in texts)
+    }
     columns = [name for name, width in widths.items() if width <= LONG or name == first]
     heads = {name: label(name) for name in columns}
     for row in (heads, *texts):
         line = "  ".join(f"{row[name]:<{widths[name]}}" for name in columns)
-        click.echo(click.style(line.rstrip(), bold=row is heads))
+        click.echo(start + click.style(line.rstrip(), bold=row is heads))
         for name in row:
-            if name not in columns and row[name]:
-                click.echo(_paragraph(f"{label(name)}: {row[name]}"))
+            if name in widths and name not in columns and row[name]:
+                click.echo(_paragraph(f"{label(name)}: {row[name]}", indent=indent + 4))
 
 
-def _paragraph(text: str) -> str:
+def _paragraph(text: str, *, indent: int) -> str:
     """Indent a text, and wrap it on a terminal; elsewhere lines are as long as they are."""
+    start = " " * indent
     if not sys.stdout.isatty():
-        return f"    {text}"
+        return start + text
     width = shutil.get_terminal_size().columns
-    return textwrap.fill(text, width, initial_indent="    ", subsequent_indent="      ")
+    return textwrap.fill(text, width, initial_indent=start, subsequent_indent=f"{start}  ")

@@ -124,13 +124,15 @@ def provenance(device: Device | None = None, packages: dict[str, str] | None = N
         packages: Versions of the libraries on it, where they are not this machine's.
     """
     commit, dirty = _git_state()
-    versions = {name: package_version(name) for name in RECORDED_PACKAGES}
+    if packages is None:
+        versions = {name: package_version(name) for name in RECORDED_PACKAGES}
+        packages = {name: version for name, version in versions.items() if version}
     return Provenance(
         hwnas=package_version("hwnas"),
         git_commit=commit,
         git_dirty=dirty,
         python=platform.python_version(),
-        packages=packages or {name: version for name, version in versions.items() if version},
+        packages=packages,
         device=device or this_device(),
         utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

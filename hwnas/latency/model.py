@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from hwnas.core.errors import LatencyTableMismatch
+from hwnas.core.errors import LatencyTableError, LatencyTableMismatch
+from hwnas.latency.costs import ChainCost, link_arrays
+from hwnas.latency.in_network import OperatorCosts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor
 
-    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.latency.costs import LinkFloats, LinkMasks
+    from hwnas.space.chain_space import ChainSpace
     from hwnas.space.genotype import Genotype
     from hwnas_profilers.table import LatencyTable
+    from hwnas_profilers.workload import OperatorKey
+
+_NAMED = 5
+"""Refused operators that an error names; the table has them all."""
 
 
 class LatencyModel:
@@ -27,16 +32,24 @@ class LatencyModel:
     network's latency is an intercept and one table look-up per link, and a supernet's expected
     latency is exact: E = intercept + sum over links of p_before^T T p_here.
 
+    What the runtime refuses costs infinitely much: no network with it is ever derived, and only in
+    an expectation does it count as something finite (see `ChainCost.expected`). A skipped block
+    costs nothing.
+
     Args:
         space: The space.
-        table: A table that holds every operator of it.
+        table: A table that holds every operator of it, or the runtime's refusal.
+
+    Attributes:
+        supported: Which arcs the runtime takes, (options before, options here) per link.
 
     Raises:
         LatencyTableMismatch: The table was measured for another space.
         LatencyTableMiss: An operator is not in the table.
+        LatencyTableError: The runtime refuses so many operators that no network is left.
     """
 
-    def __init__(self, space: ChannelSpace, table: LatencyTable) -> None:
+    def __init__(self, space: ChainSpace, table: LatencyTable) -> None:
         if table.header.space_fingerprint != space.spec.fingerprint:
             raise LatencyTableMismatch(
                 f"{table.path} was measured for another space ({table.header.space}) "
@@ -45,43 +58,54 @@ class LatencyModel:
                 f"--target {table.header.target} --out NEW.jsonl",
             )
         self.space = space
-        calibration = table.calibration
-        self.is_calibrated = calibration is not None
-        scale = calibration.scale if calibration else 1.0
-        corrections = dict(calibration.corrections_us) if calibration else {}
-        self.intercept_us = calibration.intercept_us if calibration else 0.0
-        # One (options before, options here) array of microseconds per link.
-        self.links_us: tuple[NDArray[np.float64], ...] = tuple(
-            np.array(
-                [
-                    [scale * table.latency_us(key) + corrections.get(key, 0.0) for key in row]
-                    for row in link
-                ]
-            )
-            for link in space.transitions
-        )
-        self._tensors: tuple[Tensor, ...] | None = None
+        self.is_calibrated = table.calibration is not None
+        self._table = table
+        costs = OperatorCosts(table)
+
+        def latency_us(key: OperatorKey) -> float:
+            return np.inf if key in table.unsupported else costs.latency_us(key)
+
+        self._cost = ChainCost(link_arrays(space, latency_us), fixed=costs.intercept_us)
+        self.supported: LinkMasks = tuple(np.isfinite(link) for link in self.links_us)
+        if self._cost.cheapest() is None:
+            raise _nothing_left(space, table)
+
+    @property
+    def intercept_us(self) -> float:
+        """What a call costs that no operator accounts for."""
+        return self._cost.fixed
+
+    @property
+    def links_us(self) -> LinkFloats:
+        """Microseconds per link, (options before, options here); infinity where refused."""
+        return self._cost.links
+
+    @property
+    def cost_us(self) -> ChainCost:
+        """The latency as a cost along the chain, in microseconds."""
+        return self._cost
 
     def predict_ms(self, genotype: Genotype) -> float:
-        """Predict a network's latency in milliseconds."""
-        chosen = (0, *self.space.choices(genotype), 0)
-        before = (0, *chosen[:-1])
-        links = zip(self.links_us, before, chosen, strict=True)
-        total_us = self.intercept_us + sum(float(link[i, j]) for link, i, j in links)
+        """Predict a network's latency in milliseconds.
+
+        Raises:
+            LatencyTableMiss: The runtime refuses one of its operators.
+        """
+        total_us = self._cost.of(self.space.choices(genotype))
+        if not np.isfinite(total_us):
+            for key in self.space.operators_of(genotype):
+                self._table.latency_us(key)  # raises for the one that is refused
         return total_us / 1e3
 
-    def range_ms(self) -> tuple[float, float]:
+    def range_ms(self, allowed: LinkMasks | None = None) -> tuple[float, float]:
         """Return the latencies of the fastest and of the slowest network, in milliseconds.
 
-        Found over all networks by dynamic programming, since the narrowest need not be the fastest.
+        Args:
+            allowed: Which arcs may be taken; at least one network must be left.
         """
-        fastest = np.zeros(1)
-        slowest = np.zeros(1)
-        for link in self.links_us:
-            fastest = (fastest[:, None] + link).min(axis=0)
-            slowest = (slowest[:, None] + link).max(axis=0)
-        low, high = fastest.item(), slowest.item()
-        return (self.intercept_us + low) / 1e3, (self.intercept_us + high) / 1e3
+        ends = self._cost.range(allowed)
+        assert ends is not None  # of all arcs, the constructor has seen to it
+        return ends[0] / 1e3, ends[1] / 1e3
 
     def expected_ms(self, probabilities: Sequence[Tensor]) -> Tensor:
         """Compute the expected latency of a supernet whose blocks choose independently.
@@ -92,16 +116,32 @@ class LatencyModel:
         Returns:
             A scalar in milliseconds, differentiable in every distribution.
         """
-        first = probabilities[0]
-        links = self._tensors
-        if links is None or (links[0].device, links[0].dtype) != (first.device, first.dtype):
-            links = self._tensors = tuple(
-                torch.as_tensor(link, dtype=first.dtype, device=first.device)
-                for link in self.links_us
-            )
-        certain = first.new_ones(1)
-        chain = (certain, certain, *probabilities, certain)
-        total_us = first.new_tensor(self.intercept_us)
-        for link, before, here in zip(links, chain[:-1], chain[1:], strict=True):
-            total_us = total_us + before @ link @ here
-        return total_us / 1e3
+        return self._cost.expected(probabilities) / 1e3
+
+    @property
+    def closed_options(self) -> tuple[str, ...]:
+        """Options of searched blocks that no network can take, as the runtime refuses them."""
+        return tuple(
+            f"{option} of block {block + 1}"
+            for block, options in enumerate(self.space.options)
+            for choice, option in enumerate(options)
+            if self._cost.cheapest(_through(self.supported, block + 1, choice)) is None
+        )
+
+
+def _through(masks: LinkMasks, link: int, choice: int) -> LinkMasks:
+    """Allow, of one link, only what ends in one option."""
+    only = np.zeros_like(masks[link])
+    only[:, choice] = masks[link][:, choice]
+    return (*masks[:link], only, *masks[link + 1 :])
+
+
+def _nothing_left(space: ChainSpace, table: LatencyTable) -> LatencyTableError:
+    refused = list(table.unsupported.items())
+    named = "".join(f"\n  {key}: {reason}" for key, reason in refused[:_NAMED])
+    more = f"\n  and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    return LatencyTableError(
+        f"no network of {space.spec.name} runs on {table.header.target}: it refuses "
+        f"{len(refused)} operators, one at least of which every network has:{named}{more}",
+        hint="use another target or precision, or a space without them",
+    )

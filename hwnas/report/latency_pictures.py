@@ -47,15 +47,19 @@ class Share:
 
 
 def network_shares(run: RunFiles, latency: LatencyModel) -> list[Share]:
-    """Split the derived network's predicted latency over its operators, in order."""
+    """Split the derived network's predicted latency over its operators, in order.
+
+    A skipped block runs none and has no share.
+    """
     chosen = (0, *latency.space.choices(run.derivation.genotype), 0)
     before = (0, *chosen[:-1])
     names = ["stem", *(f"block {i + 1}" for i in range(len(chosen) - 2)), "head"]
     return [
-        Share(name=f"{name}, {_channels(link[i][j])}", latency_us=float(costs[i, j]))
+        Share(name=f"{name}, {_channels(key)}", latency_us=float(costs[i, j]))
         for name, link, costs, i, j in zip(
             names, latency.space.transitions, latency.links_us, before, chosen, strict=True
         )
+        if (key := link[i][j]) is not None
     ]
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 
-from hwnas.core.decoding import convert
 from hwnas.latency.model import LatencyModel
 from hwnas.report import tables
 from hwnas.report.accuracy_pictures import attacks_picture, training_picture
@@ -17,8 +16,8 @@ from hwnas.report.numbers import TimeUnit, fixed
 from hwnas.report.run_files import KINDS, RunFiles, read_run
 from hwnas.report.search_pictures import curves_picture, tutors_picture, widths_picture
 from hwnas.report.settings_text import toml_from_settings
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SpaceSpec
+from hwnas.space.registry import space_from_spec
+from hwnas.space.spec import spec_from_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,8 +70,10 @@ def verdict(gates: tuple[Gate, ...]) -> str:
 
 def pictures(run: RunFiles, unit: TimeUnit) -> dict[str, Picture]:
     """Draw the page's pictures, by name."""
-    spec = convert(run.table.header.space_spec, SpaceSpec, source=f"{run.table.path} (space_spec)")
-    latency = LatencyModel(ChannelSpace(spec, batch=run.table.header.batch), run.table)
+    header = run.table.header
+    spec = spec_from_plain(header.space_spec, source=f"{run.table.path} (space_spec)")
+    space = space_from_spec(spec, batch=header.batch, dtype=header.dtype)
+    latency = LatencyModel(space, run.table)
     with drawing_style():
         drawn = (
             operators_picture(run, latency, unit),

@@ -1,12 +1,40 @@
-"""Holding a budget during a search: an augmented Lagrangian, so that no weight is left to tune."""
+"""Budgets, and holding them in a search by augmented Lagrangians: no weight is left to tune."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
+
+from hwnas.latency.costs import ChainCost
+from hwnas.latency.resources import KIB, UJ_PER_MJ
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+
+    from hwnas.latency.resources import SpaceCosts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """What a network may take at most. Each bound may itself be met.
+
+    Bounds that are no positive numbers are refused where the space is known, so that the message
+    can name what its networks take: `hwnas.search.derive.check_budgets`.
+
+    Attributes:
+        latency_ms: Latency of a call, in milliseconds.
+        memory_kib: Peak of live activations, in KiB; None leaves it free.
+        weights_kib: Size of the weights, in KiB; None leaves it free.
+        energy_mj: Energy of a call, in millijoules, held against the uncalibrated sum of isolated
+            operators; None leaves it free.
+    """
+
+    latency_ms: float
+    memory_kib: float | None = None
+    weights_kib: float | None = None
+    energy_mj: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,11 +71,16 @@ class BudgetMultiplier:
 
     def constrain(self, loss: Tensor, cost: Tensor) -> Tensor:
         """Return the loss with the penalty added."""
+        return loss + self.penalty(loss, cost)
+
+    def penalty(self, loss: Tensor, cost: Tensor) -> Tensor:
+        """Return what is added to a loss, weighed by the loss's size."""
         excess = cost / self.budget - 1.0
         pressure = (self.multiplier + self.stiffness * excess).clamp(min=0.0)
-        penalty = (pressure**2 - self.multiplier**2) / (2.0 * self.stiffness)
-        constrained: Tensor = loss + loss.detach().abs() * penalty
-        return constrained
+        weighed: Tensor = (
+            loss.detach().abs() * (pressure**2 - self.multiplier**2) / (2.0 * self.stiffness)
+        )
+        return weighed
 
     def update(self, cost: float) -> None:
         """Move the multiplier after a step that ended at this cost."""
@@ -62,3 +95,77 @@ class BudgetMultiplier:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take back what a checkpoint kept."""
         self.multiplier = state["multiplier"]
+
+
+@final
+class HeldBudgets:
+    """All budgets of a search, each held by a multiplier of its own.
+
+    Latency, weights and energy have exact expectations along the chain. The peak of activations has
+    none that adds up; but a budget on it only forbids operators, so the expected number of
+    forbidden operators is held at zero. Operators that the runtime refuses are among them. Beside
+    the task of one, c is that number itself: the constraint is 1 + number <= 1.
+
+    Args:
+        costs: The costs of the space.
+        budgets: The bounds.
+        hold_latency: Whether to hold the latency; not where the loss is multiplied by it.
+
+    Raises:
+        LatencyTableError: A bound is given on what the table does not tell.
+    """
+
+    def __init__(self, costs: SpaceCosts, budgets: Budgets, *, hold_latency: bool = True) -> None:
+        self._latency = costs.latency
+        forbidden = [~allowed for allowed in costs.allowed(budgets.memory_kib)]
+        # By name: the multiplier, the cost, and that cost's share of the multiplier's unit.
+        self._held: dict[str, tuple[BudgetMultiplier, ChainCost, float]] = {}
+        self.latency_multiplier = BudgetMultiplier(budget=budgets.latency_ms)
+        if hold_latency:
+            self._held["latency"] = (self.latency_multiplier, costs.latency.cost_us, 1e-3)
+        if budgets.weights_kib is not None:
+            multiplier = BudgetMultiplier(budget=budgets.weights_kib)
+            self._held["weights"] = (multiplier, costs.weights_bytes, 1 / KIB)
+        if budgets.energy_mj is not None:
+            multiplier = BudgetMultiplier(budget=budgets.energy_mj)
+            self._held["energy"] = (multiplier, costs.energy_uj, 1 / UJ_PER_MJ)
+        if any(mask.any() for mask in forbidden):
+            count = ChainCost(tuple(mask.astype(float) for mask in forbidden), fixed=1.0)
+            self._held["forbidden"] = (BudgetMultiplier(budget=1.0), count, 1.0)
+
+    def constrain(self, loss: Tensor, probabilities: Sequence[Tensor]) -> Tensor:
+        """Return the loss with all penalties added, and let the multipliers follow."""
+        constrained = loss
+        for multiplier, cost, unit in self._held.values():
+            expected = cost.expected(probabilities) * unit
+            constrained = constrained + multiplier.penalty(loss, expected)
+            multiplier.update(float(expected.detach()))
+        return constrained
+
+    def figures(self, probabilities: Sequence[Tensor]) -> dict[str, float]:
+        """Return expected costs and multipliers, by the names that a history has for them."""
+        figures = {
+            "expected_ms": float(self._latency.expected_ms(probabilities)),
+            "multiplier": self.latency_multiplier.multiplier,
+        }
+        names = {
+            "weights": "expected_weights_kib",
+            "energy": "expected_uncalibrated_energy_mj",
+            "forbidden": "expected_forbidden_operators",
+        }
+        for held, name in names.items():
+            if held in self._held:
+                multiplier, cost, unit = self._held[held]
+                expected = float(cost.expected(probabilities)) * unit
+                figures[name] = expected - cost.fixed
+                figures[f"{held}_multiplier"] = multiplier.multiplier
+        return figures
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """Return what a checkpoint must keep."""
+        return {name: multiplier.state_dict() for name, (multiplier, _, _) in self._held.items()}
+
+    def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
+        """Take back what a checkpoint kept."""
+        for name, (multiplier, _, _) in self._held.items():
+            multiplier.load_state_dict(state[name])

@@ -1,145 +1,202 @@
-"""The exact best genotype under a latency budget.
+"""The exact best genotype within budgets.
 
 A network is a path through the chain of a space: one node per option of each block, one arc per
-pair of neighbors. Maximizing the summed score of the chosen options under a bound on the summed
-latency is a shortest path with one resource, solved here as an integer program by HiGHS to a gap
-of zero.
+pair of neighbors. Maximizing the summed score of the chosen options under bounds on the summed
+latency, weights and energy is a shortest path with resources, solved here as an integer program by
+HiGHS to a gap of zero. A bound on the peak of activations only takes arcs away, and so does an
+operator that the runtime refuses.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from hwnas.core.errors import BudgetError
+from hwnas.search.feasible import cheapest_of_each, check_each, meets, no_network, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from hwnas.latency.model import LatencyModel
+    from hwnas.latency.costs import LinkMasks
+    from hwnas.latency.resources import SpaceCosts
+    from hwnas.search.budget import Budgets
+    from hwnas.search.feasible import Row
     from hwnas.space.genotype import Genotype
 
-# HiGHS accepts a solution that breaks a row by up to 1e-6; the latency row is scaled to a
+    Scores = Sequence[NDArray[np.float64]]
+
+# HiGHS accepts a solution that breaks a row by up to 1e-6; each row of a budget is scaled to a
 # right-hand side of 1, and this much is given and then held back, so that the answer meets the
-# budget exactly.
+# budgets exactly.
 _ROW_TOLERANCE = 2e-6
 _EXCLUSIONS = 8
 
 
-def best_genotype(
-    latency: LatencyModel, scores: Sequence[NDArray[np.float64]], budget_ms: float
-) -> Genotype:
-    """Find the genotype of the highest summed score within a latency budget.
+def best_genotype(costs: SpaceCosts, scores: Scores, budgets: Budgets) -> Genotype:
+    """Find the genotype of the highest summed score within all budgets.
 
     Args:
-        latency: The calibrated latency of every link.
+        costs: The costs of the space on the target.
         scores: One (options,) array per searched block, e.g. log-probabilities; finite.
-        budget_ms: Bound on the predicted latency, in milliseconds.
+        budgets: Bounds on the predicted costs.
 
     Returns:
         The optimum. Among networks of equal score it is not specified which, but equal input gives
         equal output.
 
     Raises:
-        BudgetError: The budget is no positive number, or less than the fastest network's latency.
+        BudgetError: No network meets the budgets; what each resource ranges over is named, and
+            which budget binds.
+        LatencyTableError: A budget is given on what the table does not tell.
     """
-    check_budget(latency, budget_ms)
-    sizes = [len(option_scores) for option_scores in scores]
-    links = latency.links_us[1:-1]
-    # The stem's cost is the same for all; the head's depends on the last block alone.
-    fixed_us = latency.intercept_us + latency.links_us[0].item()
-    head_us = latency.links_us[-1][:, 0]
+    check_each(costs, budgets)
+    found = _best_within(costs, scores, budgets)
+    if found is None:
+        raise no_network(costs, budgets, can_be_met=_can_be_met)
+    return found
 
-    gains = []
-    costs_us = []
-    arcs: list[tuple[int, int, int]] = []  # (block, option before, option here)
-    for block, (link, option_scores) in enumerate(zip(links, scores, strict=True)):
-        for before, here in np.ndindex(*link.shape):
-            cost_us = link[before, here]
-            if block == len(links) - 1:
-                cost_us = cost_us + head_us[here]
-            arcs.append((block, before, here))
-            gains.append(float(option_scores[here]))
-            costs_us.append(cost_us)
 
-    path = _one_path(arcs, sizes)
-    spare_us = budget_ms * 1e3 - fixed_us
-    if spare_us <= 0:
-        return fastest_genotype(latency)
-    row = np.array(costs_us)[None, :] / spare_us
-    # Given a little more than the budget, HiGHS misses no network that meets it. One that does not
-    # is excluded by name; should there be many such, the answer comes from a little less instead.
-    constraints = [path, LinearConstraint(row, ub=1.0 + _ROW_TOLERANCE)]
+def check_budgets(costs: SpaceCosts, budgets: Budgets) -> None:
+    """Refuse budgets that no network of the space meets. Raises as `best_genotype`."""
+    check_each(costs, budgets)
+    if not _can_be_met(costs, budgets):
+        raise no_network(costs, budgets, can_be_met=_can_be_met)
+
+
+def _can_be_met(costs: SpaceCosts, budgets: Budgets) -> bool:
+    """Tell whether a network meets budgets, each of which can be met alone."""
+    allowed = costs.allowed(budgets.memory_kib)
+    if any(meets(costs, genotype, budgets) for genotype in cheapest_of_each(costs, budgets)):
+        return True
+    if len(rows_of(costs, budgets)) == 1 or costs.latency.cost_us.cheapest(allowed) is None:
+        return False
+    # With nothing to prefer, any network within the budgets is an optimum.
+    even = [np.zeros(len(options)) for options in costs.space.options]
+    return _best_within(costs, even, budgets) is not None
+
+
+def _best_within(costs: SpaceCosts, scores: Scores, budgets: Budgets) -> Genotype | None:
+    """Return the best network within budgets; None where none is."""
+    program = _program(costs, scores, budgets)
+    # Given a little more than the budgets, HiGHS misses no network that meets them. One that does
+    # not is excluded by name; should there be many such, the answer comes from a little less.
+    excluded: list[LinearConstraint] = []
     for _ in range(_EXCLUSIONS):
-        chosen = _optimum(gains, constraints)
+        chosen = program.optimum(1.0 + _ROW_TOLERANCE, excluded)
+        if chosen is None and not excluded:
+            return None  # not even with a little more
         if chosen is None:
             break
-        genotype = latency.space.genotype_of_choices([arcs[index][2] for index in chosen])
-        if latency.predict_ms(genotype) <= budget_ms:
+        genotype = costs.space.genotype_of_choices(program.choices(chosen))
+        if meets(costs, genotype, budgets):
             return genotype
-        this_path = np.zeros((1, len(arcs)))
-        this_path[0, chosen] = 1.0
-        constraints.append(LinearConstraint(this_path, ub=len(sizes) - 0.5))
-    chosen = _optimum(gains, [path, LinearConstraint(row, ub=1.0 - _ROW_TOLERANCE)])
+        excluded.append(program.all_but(chosen))
+    chosen = program.optimum(1.0 - _ROW_TOLERANCE)
+    candidates = list(cheapest_of_each(costs, budgets))
     if chosen is not None:
-        genotype = latency.space.genotype_of_choices([arcs[index][2] for index in chosen])
-        if latency.predict_ms(genotype) <= budget_ms:
-            return genotype
-    return fastest_genotype(latency)
+        candidates.append(costs.space.genotype_of_choices(program.choices(chosen)))
+    within = [genotype for genotype in candidates if meets(costs, genotype, budgets)]
+
+    def score(genotype: Genotype) -> float:
+        choices = costs.space.choices(genotype)
+        return float(sum(each[choice] for each, choice in zip(scores, choices, strict=True)))
+
+    return max(within, key=score, default=None)
 
 
-def fastest_genotype(latency: LatencyModel) -> Genotype:
-    """Find the genotype of the lowest predicted latency, by dynamic programming."""
-    cost = np.zeros(1)
-    came_from = []
-    for link in latency.links_us:
-        total = cost[:, None] + link
-        came_from.append(total.argmin(axis=0))
-        cost = total.min(axis=0)
-    choice = 0
-    path = []
-    for best_before in reversed(came_from):
-        choice = int(best_before[choice])
-        path.append(choice)
-    # Read backward, the head and each block named the option before it; the last two are the
-    # stem's, which is not searched.
-    return latency.space.genotype_of_choices(path[-3::-1])
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Program:
+    """The integer program: one variable per arc into a searched block.
 
-
-def check_budget(latency: LatencyModel, budget_ms: float) -> None:
-    """Refuse a budget that is no number or that no network of the space meets.
-
-    Raises:
-        BudgetError: It is one; the fastest network's latency is named.
+    Attributes:
+        arcs: (block, option before, option here) of each variable.
+        gains: What the objective gets of it, (arcs,).
+        open: Whether it may be taken, (arcs,).
+        path: The arcs taken are one path.
+        rows: Of each budget its costs, (arcs,), scaled so that at most 1 may be spent.
+        blocks: Searched blocks.
     """
-    low, high = latency.range_ms()
-    span = f"networks of {latency.space.spec.name} take {low:.4g} to {high:.4g} ms on this target"
-    if not (np.isfinite(budget_ms) and budget_ms > 0):
-        raise BudgetError(f"a budget is a positive number of milliseconds, not {budget_ms}: {span}")
-    if budget_ms < low:
-        raise BudgetError(
-            f"no network meets a budget of {budget_ms:.4g} ms: {span}",
-            hint=f"ask for at least {low:.4g} ms, or search a space of smaller networks",
+
+    arcs: list[tuple[int, int, int]]
+    gains: NDArray[np.float64]
+    open: NDArray[np.bool_]
+    path: LinearConstraint
+    rows: list[tuple[NDArray[np.float64], float]]
+    blocks: int
+
+    def optimum(
+        self, share: float, excluded: Sequence[LinearConstraint] = ()
+    ) -> NDArray[np.int64] | None:
+        """Return the arcs of the best path within a share of the budgets; None of no path."""
+        budgets = [LinearConstraint(row[None, :], ub=room + share - 1.0) for row, room in self.rows]
+        result = milp(
+            -self.gains,
+            integrality=np.ones(len(self.gains), dtype=np.int64),
+            bounds=Bounds(np.zeros(len(self.gains)), self.open.astype(np.float64)),
+            constraints=[self.path, *budgets, *excluded],
+            options={"mip_rel_gap": 0.0},
         )
+        return None if result.x is None else np.flatnonzero(result.x > 0.5)
+
+    def all_but(self, chosen: NDArray[np.int64]) -> LinearConstraint:
+        """Exclude one path by name."""
+        this_path = np.zeros((1, len(self.arcs)))
+        this_path[0, chosen] = 1.0
+        return LinearConstraint(this_path, ub=self.blocks - 0.5)
+
+    def choices(self, chosen: NDArray[np.int64]) -> list[int]:
+        """Return each block's option."""
+        return [self.arcs[index][2] for index in chosen]
 
 
-def _optimum(
-    gains: Sequence[float], constraints: Sequence[LinearConstraint]
-) -> NDArray[np.int64] | None:
-    """Return the arcs of the path of the highest gain, in order; None where there is no path."""
-    result = milp(
-        -np.array(gains),
-        integrality=np.ones(len(gains), dtype=np.int64),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
+def _program(costs: SpaceCosts, scores: Scores, budgets: Budgets) -> _Program:
+    allowed = costs.allowed(budgets.memory_kib)
+    arcs = list(_arcs(allowed))
+    last = len(scores) - 1
+    # The stem is the same for all; the head depends on the last block alone, and is laid upon it.
+    is_open = [
+        allowed[0].item()
+        and allowed[block + 1][before, here]
+        and (block < last or allowed[-1][here, 0])
+        for block, before, here in arcs
+    ]
+    sizes = [len(option_scores) for option_scores in scores]
+    return _Program(
+        arcs=arcs,
+        gains=np.array([float(scores[block][here]) for block, _, here in arcs]),
+        open=np.array(is_open, dtype=np.bool_),
+        path=_one_path(arcs, sizes),
+        rows=[_scaled(row, arcs, last) for row in rows_of(costs, budgets)],
+        blocks=len(sizes),
     )
-    return None if result.x is None else np.flatnonzero(result.x > 0.5)
+
+
+def _arcs(allowed: LinkMasks) -> Iterator[tuple[int, int, int]]:
+    for block, link in enumerate(allowed[1:-1]):
+        for before, here in np.ndindex(*link.shape):
+            yield block, before, here
+
+
+def _scaled(
+    row: Row, arcs: Sequence[tuple[int, int, int]], last: int
+) -> tuple[NDArray[np.float64], float]:
+    """Return a budget's costs per arc and what may be spent on them, scaled to 1 if any may."""
+    links = [np.where(np.isfinite(link), link, 0.0) for link in row.cost.links]
+    values = np.array(
+        [
+            links[block + 1][before, here] + (links[-1][here, 0] if block == last else 0.0)
+            for block, before, here in arcs
+        ]
+    )
+    spare = row.bound - row.cost.fixed - links[0].item()
+    scale = spare if spare > 0 else max(float(values.max()), 1.0)
+    return values / scale, spare / scale
 
 
 def _one_path(arcs: Sequence[tuple[int, int, int]], sizes: Sequence[int]) -> LinearConstraint:

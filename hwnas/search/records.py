@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwnas.search.budget import Budgets
 from hwnas.space.genotype import Genotype
 from hwnas.space.spec import SpaceSpec
-from hwnas_profilers.records import Statistics
+from hwnas_profilers.records import EnergyStatistics, Statistics
 
 SCHEMA = 1
 
@@ -20,6 +21,11 @@ class SearchRecord:
         target: Target whose latency was searched for.
         budget_ms: Bound on the latency that was held.
         expected_ms: Expected latency at the end.
+        budgets: All bounds that were held; None where that on latency was the only one there was.
+        expected_weights_kib: Expected weights at the end; None without a bound on them.
+        expected_uncalibrated_energy_mj: Expected sum of the operators' energies; None likewise.
+        expected_forbidden_operators: Expected number of operators that exceed the memory or that
+            the runtime refuses; None where none does.
         log_probabilities: Per searched block, of each of its options.
         tutor_probabilities: Per student layer, of each teacher layer.
         student_layers: Names of the student layers.
@@ -38,6 +44,10 @@ class SearchRecord:
     teacher_layers: tuple[str, ...]
     attention_size: int
     seed: int
+    budgets: Budgets | None = None
+    expected_weights_kib: float | None = None
+    expected_uncalibrated_energy_mj: float | None = None
+    expected_forbidden_operators: float | None = None
     schema: int = SCHEMA
 
     @property
@@ -55,12 +65,56 @@ class Attempt:
         bound_ms: Bound on the predicted latency that it is the optimum of.
         predicted_ms: Its predicted latency.
         measured: Its measured latency; None where it was not measured.
+        energy_bound_mj: Bound on the uncalibrated sum of energies likewise; None without one.
+        metered: Its metered energy; None where it was not metered.
     """
 
     genotype: Genotype
     bound_ms: float
     predicted_ms: float
     measured: Statistics | None
+    energy_bound_mj: float | None = None
+    metered: EnergyStatistics | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What a derived network takes besides time, and what it may take at most.
+
+    Figures are None where the table does not tell, bounds where none was given.
+
+    Attributes:
+        batch: Images per call that activations and energy are for.
+        memory_kib: Peak of live activations, counted from the operators' ONNX graphs.
+        weights_kib: Size of the weights, counted likewise.
+        uncalibrated_energy_mj: Sum of its operators' energies, each run alone: no whole network
+            has corrected it.
+        metered: Energy of the network as metered whole; None where there was no meter.
+        memory_budget_kib: Bound on `memory_kib`.
+        weights_budget_kib: Bound on `weights_kib`.
+        energy_budget_mj: Bound on the energy.
+    """
+
+    batch: int
+    memory_kib: float | None
+    weights_kib: float | None
+    uncalibrated_energy_mj: float | None
+    metered: EnergyStatistics | None
+    memory_budget_kib: float | None
+    weights_budget_kib: float | None
+    energy_budget_mj: float | None
+
+
+def budgets_of(latency_ms: float, resources: Resources | None) -> Budgets:
+    """Return the bounds of a network, given that on its latency and its other resources."""
+    if resources is None:
+        return Budgets(latency_ms=latency_ms)
+    return Budgets(
+        latency_ms=latency_ms,
+        memory_kib=resources.memory_budget_kib,
+        weights_kib=resources.weights_budget_kib,
+        energy_mj=resources.energy_budget_mj,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +138,7 @@ class Derivation:
         attempts: All networks that were derived on the way, the chosen one last.
         table_sha256: Hash of the latency table.
         search_sha256: Hash of the search's record.
+        resources: What it takes besides time; None in records that did not know of it.
     """
 
     genotype: Genotype
@@ -102,4 +157,10 @@ class Derivation:
     attempts: tuple[Attempt, ...]
     table_sha256: str
     search_sha256: str
+    resources: Resources | None = None
     schema: int = SCHEMA
+
+    @property
+    def budgets(self) -> Budgets:
+        """All bounds that it was derived under."""
+        return budgets_of(self.budget_ms, self.resources)

@@ -23,8 +23,8 @@ from hwnas.data.images import batches
 from hwnas.distill.attention import attention_distances, attention_loss, attention_maps
 from hwnas.distill.gumbel import gumbel_softmax, temperature_at
 from hwnas.distill.losses import kl_to_teacher
-from hwnas.search.budget import BudgetMultiplier
-from hwnas.search.derive import check_budget
+from hwnas.search.budget import HeldBudgets
+from hwnas.search.derive import check_budgets
 from hwnas.search.supernet import ChannelMasks, Choices, sample_gates
 from hwnas.space.memory_format import channels_last
 from hwnas.training.loop import Epoch, Figures, check_rates, run_epochs, set_learning_rate
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from hwnas.data.images import ImageData
     from hwnas.data.sources import DataConfig
     from hwnas.distill.teacher import Teacher
-    from hwnas.latency.model import LatencyModel
+    from hwnas.latency.resources import SpaceCosts
+    from hwnas.search.budget import Budgets
     from hwnas.space.channel_space import ChannelSpace
     from hwnas.space.network import ChannelNetwork
 
@@ -62,7 +63,8 @@ class SearchConfig:
         temperature_start: Gumbel-Softmax temperature of the first epoch.
         temperature_end: Of the last epoch.
         latency_term: `budget` holds expected latency under the budget by a multiplier;
-            `product` multiplies the loss by alpha log(latency^beta), as the paper does.
+            `product` multiplies the loss by alpha log(latency^beta), as the paper does. Budgets on
+            other resources are held by multipliers either way.
         product_alpha: alpha above.
         product_beta: beta above; the latency is taken in microseconds.
     """
@@ -109,6 +111,7 @@ class SearchOutcome:
         log_probabilities: (options,) per searched block.
         tutor_probabilities: (student layers, teacher layers).
         expected_ms: Expected latency at the end.
+        expected: All expected costs at the end, by the names that the history has for them.
         history: Figures of every epoch.
     """
 
@@ -116,18 +119,19 @@ class SearchOutcome:
     log_probabilities: tuple[tuple[float, ...], ...]
     tutor_probabilities: tuple[tuple[float, ...], ...]
     expected_ms: float
+    expected: dict[str, float]
     history: list[Figures]
 
 
 def search_supernet(
     space: ChannelSpace,
-    latency: LatencyModel,
+    costs: SpaceCosts,
     teacher: Teacher,
     data: ImageData,
     data_config: DataConfig,
     config: SearchConfig,
     *,
-    budget_ms: float,
+    budgets: Budgets,
     seed: int,
     checkpoint: Path,
     inputs: Mapping[str, str],
@@ -137,26 +141,27 @@ def search_supernet(
 
     Args:
         space: The space.
-        latency: Its calibrated latency on the target.
+        costs: What its networks take on the target.
         teacher: A robust network on the same classes.
         data: The images; the test split is not touched.
         data_config: Augmentation.
         config: The settings.
-        budget_ms: Bound on the latency, in milliseconds.
+        budgets: Bounds on what a network may take.
         seed: Seed of initialization, order, augmentation and Gumbel noise.
         checkpoint: Where each epoch is kept.
         inputs: Hashes of the files behind the arguments; a checkpoint of others is refused.
         progress: Where to report.
 
     Raises:
-        BudgetError: No network of the space meets the budget.
+        BudgetError: No network of the space meets the budgets.
+        LatencyTableError: There is a budget on what the table does not tell.
         DataError: The validation split is too small for a step.
         TrainingDivergedError: A loss is not finite.
     """
-    check_budget(latency, budget_ms)
+    check_budgets(costs, budgets)
     if len(data.validation) < 2:
         raise DataError("the validation split needs at least two images to learn choices from")
-    run = _Search(space, latency, teacher, data, data_config, config, budget_ms, seed)
+    run = _Search(space, costs, teacher, data, data_config, config, budgets, seed)
     history = run_epochs(
         "search",
         run.epoch,
@@ -174,7 +179,10 @@ def search_supernet(
             **asdict(config),
             **data_config.as_settings(),
             **inputs,
-            "budget_ms": budget_ms,
+            "budget_ms": budgets.latency_ms,
+            "memory_kib": budgets.memory_kib,
+            "weights_kib": budgets.weights_kib,
+            "energy_mj": budgets.energy_mj,
             "seed": seed,
         },
         progress=progress,
@@ -190,7 +198,8 @@ def search_supernet(
             tutor_probabilities=tuple(
                 tuple(row) for row in torch.softmax(run.choices.tutors, dim=1).tolist()
             ),
-            expected_ms=float(latency.expected_ms(probabilities)),
+            expected_ms=float(costs.latency.expected_ms(probabilities)),
+            expected=run.budget.figures(probabilities),
             history=history,
         )
 
@@ -201,16 +210,16 @@ class _Search:
     def __init__(
         self,
         space: ChannelSpace,
-        latency: LatencyModel,
+        costs: SpaceCosts,
         teacher: Teacher,
         data: ImageData,
         data_config: DataConfig,
         config: SearchConfig,
-        budget_ms: float,
+        budgets: Budgets,
         seed: int,
     ) -> None:
         self.config, self.data, self.data_config = config, data, data_config
-        self.latency, self.teacher = latency, teacher
+        self.latency, self.teacher = costs.latency, teacher
         # Layers take their first weights from the global generator: borrow it, and give it back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -226,7 +235,7 @@ class _Search:
             lr=config.choice_learning_rate,
             weight_decay=config.choice_weight_decay,
         )
-        self.budget = BudgetMultiplier(budget=budget_ms)
+        self.budget = HeldBudgets(costs, budgets, hold_latency=config.latency_term == "budget")
 
     def epoch(self, epoch: Epoch) -> Figures:
         """Step the weights over the training split, then the choices over the validation split."""
@@ -288,14 +297,13 @@ class _Search:
         )
 
     def _with_latency(self, loss: Tensor) -> Tensor:
-        """Add the latency term, and let the multiplier follow."""
-        expected_ms = self.latency.expected_ms(self.choices.probabilities())
+        """Add the latency term and the terms of the budgets, and let the multipliers follow."""
+        probabilities = self.choices.probabilities()
         if self.config.latency_term == "product":
-            log_cost = self.config.product_beta * torch.log(expected_ms * 1e3)
-            return self.config.product_alpha * loss * log_cost
-        penalized = self.budget.constrain(loss, expected_ms)
-        self.budget.update(float(expected_ms.detach()))
-        return penalized
+            expected_us = self.latency.expected_ms(probabilities) * 1e3
+            log_cost = self.config.product_beta * torch.log(expected_us)
+            loss = self.config.product_alpha * loss * log_cost
+        return self.budget.constrain(loss, probabilities)
 
     @torch.no_grad()
     def _figures(self, losses: dict[int, list[float]], temperature: float) -> Figures:
@@ -304,11 +312,11 @@ class _Search:
         figures = {"loss": _mean(losses[0])}
         if 1 in losses:
             figures["choice_loss"] = _mean(losses[1])
-        return figures | {
-            "expected_ms": float(self.latency.expected_ms(probabilities)),
+        return {
+            **figures,
+            **self.budget.figures(probabilities),
             "entropy": entropy,
             "temperature": temperature,
-            "multiplier": self.budget.multiplier,
         }
 
 

@@ -22,6 +22,19 @@ def hidden_width(width: int, expansion: int) -> int:
     return max(8, (width * expansion + 4) // 8 * 8)
 
 
+def squeeze_width(hidden: int) -> int:
+    """Return the channels that squeeze-and-excitation reduces to: a quarter, a multiple of 8.
+
+    Rounded half up, but never to less than nine tenths of the quarter.
+
+    References:
+        Howard et al., MobileNetV3 (arXiv 1905.02244), 5.3: a quarter of the hidden channels; the
+        rounding is that of the authors' code.
+    """
+    width = max(8, (hidden + 16) // 32 * 8)
+    return width + 8 if 10 * 4 * width < 9 * hidden else width
+
+
 class ConvUnit(nn.Sequential):
     """Convolution, batch normalization and, where asked for, h-swish.
 
@@ -96,8 +109,37 @@ class Stem(nn.Module):
         return features
 
 
+class SqueezeExcite(nn.Module):
+    """Weigh each channel by a factor of [0, 1] that is computed from the mean of every channel.
+
+    Average pooling, 1x1 convolution to `squeeze_width` channels, ReLU, 1x1 convolution back,
+    hard-sigmoid; the input is multiplied by the result. Both convolutions have biases, and no batch
+    normalization.
+
+    References:
+        Hu et al., Squeeze-and-Excitation (arXiv 1709.01507); Howard et al., MobileNetV3 (arXiv
+        1905.02244): the hard-sigmoid and the fixed quarter. We depart in where it is used: any
+        block of a space may choose it, at any resolution.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = squeeze_width(channels)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.expand = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (batch, channels, height, width) on."""
+        means = features.mean(dim=(2, 3), keepdim=True)  # (batch, channels, 1, 1)
+        factors = nn.functional.hardsigmoid(self.expand(nn.functional.relu(self.reduce(means))))
+        return features * factors
+
+
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise convolution, 1x1 linear projection; h-swish after the first two.
+
+    Where asked for, squeeze-and-excitation weighs what the depthwise convolution gives, after its
+    activation. Without hidden channels there is no expansion, as in the first block of MobileNetV3.
 
     The input is added where stride is 1 and the widths are equal (`ir_k3_hs` of FBNetV2, as used by
     RNAS-CL).
@@ -109,15 +151,32 @@ class InvertedResidual(nn.Module):
       code leaves them open, so that it trains another network than the one it derives.)
     - the input is added with weight `residual`, which is 1 where the sampled widths are equal and 0
       where they differ, as the slim block has no shortcut there.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        hidden: Channels of the expansion; at 0 the depthwise convolution works on the input.
+        kernel: Side of the depthwise kernel.
+        stride: Stride of the depthwise convolution.
+        se: Squeeze and excite.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, hidden: int, kernel: int, stride: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int,
+        kernel: int,
+        stride: int,
+        se: bool = False,
     ) -> None:
         super().__init__()
-        self.expand = ConvUnit(in_channels, hidden)
-        self.depthwise = ConvUnit(hidden, hidden, kernel=kernel, stride=stride, groups=hidden)
-        self.project = ConvUnit(hidden, out_channels, activate=False)
+        inner = hidden or in_channels
+        self.expand = ConvUnit(in_channels, hidden) if hidden else nn.Identity()
+        self.depthwise = ConvUnit(inner, inner, kernel=kernel, stride=stride, groups=inner)
+        self.squeeze_excite = SqueezeExcite(inner) if se else None
+        self.project = ConvUnit(inner, out_channels, activate=False)
         self.has_residual = stride == 1 and in_channels == out_channels
 
     def forward(
@@ -135,14 +194,19 @@ class InvertedResidual(nn.Module):
             hidden_mask: (hidden, 1, 1) in [0, 1]; None leaves all open.
             out_mask: (out_channels, 1, 1) in [0, 1]; None leaves all open.
             residual: Scalar weight of the shortcut; None is 1.
-            taps: Where given, the outputs of the three convolutions are appended to it.
+            taps: Where given, the outputs of expansion, depthwise convolution and projection are
+                appended to it; without an expansion its output is the input.
         """
+        # A slim block's excitation would squeeze to fewer channels: masks alone cannot imitate it.
+        assert hidden_mask is None or self.squeeze_excite is None
         expanded = self.expand(features)
         if hidden_mask is not None:
             expanded = expanded * hidden_mask
         filtered = self.depthwise(expanded)
         if hidden_mask is not None:
             filtered = filtered * hidden_mask
+        if self.squeeze_excite is not None:
+            filtered = self.squeeze_excite(filtered)
         projected: Tensor = self.project(filtered)
         output = projected
         if self.has_residual:

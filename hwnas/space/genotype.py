@@ -12,7 +12,18 @@ class Genotype:
     Attributes:
         space: Name of the space.
         widths: Output width of each searched block, in order.
+        blocks: What each searched block is, e.g. `k5-e6-se` or `skip`; empty in the spaces whose
+            blocks differ in width alone.
+
+    >>> Genotype(space="rnas-cl-xs", widths=(16, 8)).label
+    '16-8'
     """
 
     space: str
     widths: tuple[int, ...]
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What tells it from others of its space, in one line."""
+        return " ".join(self.blocks) if self.blocks else "-".join(map(str, self.widths))

@@ -1,12 +1,14 @@
-"""Search spaces as data: what a table, a genotype and a supernet must agree on."""
+"""The channel-mask spaces as data, and every space by name."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
-from hwnas.core.decoding import encode_json
+from hwnas.core.decoding import convert
 from hwnas.core.errors import ConfigError, nearest
+from hwnas.space.chain_spec import ChainSpec
+from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class StageSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceSpec:
+class SpaceSpec(ChainSpec):
     """A channel-mask space: inverted residuals whose output widths are searched.
 
     Attributes:
@@ -59,10 +61,7 @@ class SpaceSpec:
     expansion: int = 6
 
     def __post_init__(self) -> None:
-        if min(self.image_shape) < 1:
-            raise ConfigError(f"image_shape is (channels, height, width), not {self.image_shape}")
-        if self.classes < 2:
-            raise ConfigError(f"a classifier needs at least two classes, not {self.classes}")
+        self._check_images()
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ConfigError(f"a kernel's side is odd, not {self.kernel}")
         if min(self.stem, self.expansion) < 1 or self.stem_stride not in (1, 2):
@@ -72,11 +71,6 @@ class SpaceSpec:
             )
         if not self.stages:
             raise ConfigError("a space needs at least one stage")
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything above: equal exactly for equal spaces."""
-        return hashlib.sha256(encode_json(self)).hexdigest()[:16]
 
 
 def _stages(
@@ -146,23 +140,47 @@ def space_spec(
     *,
     image_shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
-) -> SpaceSpec:
+) -> SpaceSpec | MBConvSpec:
     """Look a space up by name, for images and classes other than its own where given.
 
     Args:
-        name: One of `SPACES`.
+        name: One of `SPACES` or of `MBCONV_SPACES`.
         image_shape: (channels, height, width).
         classes: Number of classes.
 
     Raises:
         ConfigError: No space has that name.
     """
-    if name not in SPACES:
-        similar = nearest(name, SPACES)
+    spaces: dict[str, SpaceSpec | MBConvSpec] = {**SPACES, **MBCONV_SPACES}
+    if name not in spaces:
+        similar = nearest(name, spaces)
         hint = f"did you mean `{similar[0]}`? " if similar else ""
-        hint += f"known: {', '.join(SPACES)}"
+        hint += f"known: {', '.join(spaces)}"
         raise ConfigError(f"unknown space `{name}`", hint=hint)
-    spec = SPACES[name]
+    spec = spaces[name]
     if image_shape is not None:
         spec = replace(spec, image_shape=image_shape)
     return spec if classes is None else replace(spec, classes=classes)
+
+
+def spec_from_plain(plain: dict[str, Any], *, source: str) -> SpaceSpec | MBConvSpec:
+    """Decode a space's description, such as a latency table's header holds.
+
+    Its `kind` says which space it is; the channel-mask spaces, which were there first, have none.
+
+    Args:
+        plain: Plain data: what `msgspec.to_builtins` makes of a description.
+        source: Where it is from, for the error.
+
+    Raises:
+        ConfigError: It describes no space of this version of hwnas.
+    """
+    if "kind" not in plain:
+        return convert(plain, SpaceSpec, source=source)
+    kind = plain["kind"]
+    if kind == "mbconv":
+        return convert(plain, MBConvSpec, source=source)
+    raise ConfigError(
+        f"{source}: unknown kind of space `{kind}`",
+        hint="known: mbconv, and none for the channel-mask spaces; is it of a later hwnas?",
+    )

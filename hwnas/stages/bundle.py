@@ -10,7 +10,7 @@ from hwnas.core.decoding import read_json
 from hwnas.core.weights import read_weights
 from hwnas.data.sources import DataConfig
 from hwnas.robustness.threat import ThreatModel
-from hwnas.search.records import Derivation
+from hwnas.search.records import Derivation, Resources, budgets_of
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.verify.verification import VerifySettings
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hwnas.data.images import Split
+    from hwnas.search.budget import Budgets
     from hwnas.space.network import ChannelNetwork
 
 MODEL_FILE = "model.onnx"
@@ -57,6 +58,8 @@ class ModelCard:
         macs: Its multiply-accumulates per image.
         table_sha256: Hash of the latency table that it was searched with.
         seed: Seed of the run.
+        resources: What it takes besides time as the table predicted it, and its bounds; None in
+            bundles that did not know of it.
     """
 
     target: str
@@ -77,6 +80,7 @@ class ModelCard:
     macs: int
     table_sha256: str
     seed: int
+    resources: Resources | None = None
     schema: int = SCHEMA
 
 
@@ -88,6 +92,11 @@ class Bundle:
     derivation: Derivation
     twin: ChannelNetwork
     model: bytes
+
+    @property
+    def budgets(self) -> Budgets:
+        """All bounds that its engine must keep."""
+        return budgets_of(self.card.budget_ms, self.card.resources)
 
 
 def open_bundle(path: Path) -> Bundle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,13 @@ from hwnas.core.errors import ConfigError, LatencyTableMismatch
 from hwnas.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.space.chain_space import ChainSpace
     from hwnas.space.genotype import Genotype
     from hwnas_profilers.records import CalibrationRecord, ErrorFigures
     from hwnas_profilers.timing import TimingSettings
@@ -30,6 +31,7 @@ class CalibrateResult:
     table: str
     intercept_us: float
     scale: float
+    per_operator_us: float
     fit: ErrorFigures
     holdout: ErrorFigures
     baselines: dict[str, ErrorFigures]
@@ -48,8 +50,9 @@ def calibrate(
 ) -> CalibrateResult:
     """Time whole networks on the target and fit the latency table to them.
 
-    The networks are drawn at random. The fit and its errors on the held-out networks are appended
-    to the table, beside those of simpler predictors.
+    The networks are drawn at random, the space's smallest and largest among those of the fit. The
+    fit and its errors on the held-out networks are appended to the table, beside those of simpler
+    predictors.
 
     Args:
         table: A complete latency table of this machine.
@@ -85,6 +88,7 @@ def calibrate(
         table=str(table),
         intercept_us=record.intercept_us,
         scale=record.scale,
+        per_operator_us=record.per_operator_us,
         fit=record.fit,
         holdout=record.holdout,
         baselines=record.baselines,
@@ -104,11 +108,11 @@ def make_calibration(
     """Measure networks, fit, and append the record to the table. Raises as `calibrate`."""
     import numpy as np
 
-    from hwnas.core.environment import this_device
     from hwnas.latency.calibration import calibration_record
+    from hwnas.latency.in_network import OperatorCosts
     from hwnas.latency.model import LatencyModel
     from hwnas.stages.spaces import space_of_table
-    from hwnas_profilers.profiler import profile_networks
+    from hwnas_profilers.profiler import profiler_for
     from hwnas_profilers.records import NetworkMeasurement
     from hwnas_profilers.table import LatencyTable, TableAppender
 
@@ -116,17 +120,18 @@ def make_calibration(
         raise ConfigError(f"calibration needs 3 networks and 3 held out, not {networks}, {holdout}")
     table = LatencyTable.read(path)
     header = table.header
-    table.require(device=this_device().name)
     space = space_of_table(table)
     LatencyModel(space, table)  # complains of a missing operator before anything is measured
-    genotypes = _distinct_genotypes(space, networks + holdout, np.random.default_rng(seed))
-    timings = profile_networks(
-        [space.workload(genotype) for genotype in genotypes],
-        target=header.target,
-        threads=header.threads,
-        settings=settings,
-        progress=progress,
+    genotypes = drawn_genotypes(
+        space, networks + holdout, np.random.default_rng(seed), without=set(table.unsupported)
     )
+    with profiler_for(header.measured_at, threads=header.threads) as profiler:
+        table.require(device=profiler.device.name)
+        timings = profiler.time_networks(
+            [space.workload(genotype) for genotype in genotypes],
+            settings,
+            progress=progress,
+        )
     measured = [
         NetworkMeasurement(
             choices=space.choices(genotype),
@@ -138,10 +143,12 @@ def make_calibration(
         for genotype, timing in zip(genotypes, timings, strict=True)
     ]
     keys = list(table.measurements)
-    counts = _operator_counts(space, genotypes, keys)
+    counts = operator_counts(space, genotypes, keys)
+    costs = OperatorCosts(table)
     record = calibration_record(
         keys=keys,
         isolated_us=np.array([table.latency_us(key) for key in keys]),
+        prior_us=np.array([costs.prior_us(key) for key in keys]),
         counts=counts[:networks],
         networks=measured[:networks],
         holdout_counts=counts[networks:],
@@ -155,17 +162,25 @@ def make_calibration(
     return record
 
 
-def _distinct_genotypes(
-    space: ChannelSpace, count: int, generator: np.random.Generator
+def drawn_genotypes(
+    space: ChainSpace,
+    count: int,
+    generator: np.random.Generator,
+    without: Set[OperatorKey] = frozenset(),
 ) -> list[Genotype]:
-    """Draw networks, each once.
+    """Draw networks, each once, that have none of some operators.
+
+    The first are the space's smallest and largest: random ones crowd around the middle, and a fit
+    to them alone would have to be believed where nothing was measured.
 
     Raises:
         ConfigError: The space has fewer.
     """
     drawn: dict[Genotype, None] = {}
-    for _ in range(100 * count):
-        drawn[space.random_genotype(generator)] = None
+    candidates = (space.random_genotype(generator) for _ in range(100 * count))
+    for genotype in itertools.chain((space.smallest, space.largest), candidates):
+        if without.isdisjoint(space.operators_of(genotype)):
+            drawn[genotype] = None
         if len(drawn) == count:
             return list(drawn)
     raise ConfigError(
@@ -174,8 +189,8 @@ def _distinct_genotypes(
     )
 
 
-def _operator_counts(
-    space: ChannelSpace, genotypes: Sequence[Genotype], keys: Sequence[OperatorKey]
+def operator_counts(
+    space: ChainSpace, genotypes: Sequence[Genotype], keys: Sequence[OperatorKey]
 ) -> NDArray[np.float64]:
     """Count each network's operators, (networks, operators)."""
     import numpy as np

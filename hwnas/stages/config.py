@@ -10,6 +10,8 @@ from hwnas.core.decoding import decode_toml
 from hwnas.core.errors import ConfigError
 from hwnas.data.sources import DataConfig
 from hwnas.robustness.threat import ThreatModel
+from hwnas.search.budget import Budgets
+from hwnas.search.feasible import latency_range_ms
 from hwnas.search.rnas_cl import SearchConfig
 from hwnas.training.student import TrainConfig
 from hwnas.training.teacher import TeacherConfig
@@ -18,6 +20,8 @@ from hwnas_profilers.timing import TimingSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hwnas.latency.resources import SpaceCosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,34 +73,54 @@ class TableConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
-    """The bound on latency: exactly one of the two.
+    """The bound on latency, exactly one of `ms` and `fraction`, and bounds on what else there is.
 
     Attributes:
         ms: In milliseconds.
         fraction: A place between the fastest (0) and the slowest (1) network of the space on the
-            target; for examples that must run on any machine.
+            target, of those that meet the bound on memory; for examples that must run on any
+            machine.
+        memory_kib: Bound on the peak of live activations, in KiB.
+        weights_kib: Bound on the size of the weights, in KiB.
+        energy_mj: Bound on the energy of a call, in millijoules; held against the uncalibrated sum
+            of isolated operators, and against a meter where one is at hand.
     """
 
     ms: float | None = None
     fraction: float | None = None
+    memory_kib: float | None = None
+    weights_kib: float | None = None
+    energy_mj: float | None = None
 
     def __post_init__(self) -> None:
         if (self.ms is None) == (self.fraction is None):
             raise ConfigError(
                 "[budget] takes either `ms` or `fraction`", hint="e.g. `ms = 0.25` in [budget]"
             )
-        if self.ms is not None and not (math.isfinite(self.ms) and self.ms > 0):
-            raise ConfigError(f"[budget] `ms` is a positive number, not {self.ms}")
+        for name in ("ms", "memory_kib", "weights_kib", "energy_mj"):
+            bound = getattr(self, name)
+            if bound is not None and not (math.isfinite(bound) and bound > 0):
+                raise ConfigError(f"[budget] `{name}` is a positive number, not {bound}")
         if self.fraction is not None and not 0 <= self.fraction <= 1:
             raise ConfigError(f"[budget] `fraction` is between 0 and 1, not {self.fraction}")
 
-    def resolve_ms(self, range_ms: tuple[float, float]) -> float:
-        """Return the budget in milliseconds, given the space's fastest and slowest latency."""
-        if self.ms is not None:
-            return self.ms
-        assert self.fraction is not None
-        low, high = range_ms
-        return low + self.fraction * (high - low)
+    def resolve(self, costs: SpaceCosts) -> Budgets:
+        """Return the budgets that this is for a space on a target.
+
+        Raises:
+            BudgetError: No network meets the bound on memory, within which `fraction` is a place.
+            LatencyTableError: There is a bound on what the table does not tell.
+        """
+        others = Budgets(
+            latency_ms=self.ms or math.inf,
+            memory_kib=self.memory_kib,
+            weights_kib=self.weights_kib,
+            energy_mj=self.energy_mj,
+        )
+        if self.fraction is None:
+            return others
+        low, high = latency_range_ms(costs, self.memory_kib)
+        return replace(others, latency_ms=low + self.fraction * (high - low))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

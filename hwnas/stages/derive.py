@@ -1,8 +1,9 @@
-"""`hwnas derive`: the exact best network under the budget, measured on the target."""
+"""`hwnas derive`: the exact best network within the budgets, measured on the target."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hwnas.core.progress import SILENT, Progress
@@ -10,8 +11,13 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hwnas.latency.resources import SpaceCosts
+    from hwnas.search.budget import Budgets
     from hwnas.search.records import Attempt, Derivation
+    from hwnas_profilers.profiler import Profiler
+    from hwnas_profilers.records import EnergyStatistics
     from hwnas_profilers.timing import TimingSettings
+    from hwnas_profilers.workload import Workload
 
 MAX_ATTEMPTS = 10
 
@@ -26,9 +32,16 @@ class DeriveResult:
         budget_ms: Bound on the latency.
         predicted_ms: Predicted latency.
         measured_ms: Measured latency (median); None where it was not measured.
-        attempts: Networks derived and measured until one was within the budget.
+        attempts: Networks derived and measured until one was within the budgets.
         macs: Multiply-accumulates per image.
         params: Trained parameters.
+        memory_kib: Peak of live activations; None where the table does not tell.
+        weights_kib: Size of the weights; None likewise.
+        uncalibrated_energy_mj: Sum of its operators' energies, each run alone; None likewise.
+        metered_energy_mj: Metered energy (median); None where it was not metered.
+        memory_budget_kib: Bound on the activations; None without one.
+        weights_budget_kib: Bound on the weights; None without one.
+        energy_budget_mj: Bound on the energy; None without one.
     """
 
     genotype: str
@@ -39,6 +52,13 @@ class DeriveResult:
     attempts: int
     macs: int
     params: int
+    memory_kib: float | None
+    weights_kib: float | None
+    uncalibrated_energy_mj: float | None
+    metered_energy_mj: float | None
+    memory_budget_kib: float | None
+    weights_budget_kib: float | None
+    energy_budget_mj: float | None
 
 
 def derive(
@@ -47,6 +67,9 @@ def derive(
     budget_ms: float,
     out: Path,
     *,
+    memory_kib: float | None = None,
+    weights_kib: float | None = None,
+    energy_mj: float | None = None,
     measure: bool = True,
     relative_width: float = 0.005,
     progress: Progress = SILENT,
@@ -54,15 +77,19 @@ def derive(
     """Derive the exact best architecture under a latency budget, and measure it.
 
     No training is needed, so one search serves many budgets and devices: give another table to
-    derive for another target. A network that measures over the budget tightens the bound by the
-    gap, and the next best is derived.
+    derive for another target. A network that measures over a budget tightens the bound by the gap,
+    and the next best is derived.
 
     Args:
         search: Folder of a search.
         table: Latency table of the search's space, on any target.
         budget_ms: Bound on the latency, in milliseconds.
         out: The genotype's file, JSON.
-        measure: Measure on the target, which must be this machine; else the prediction stands.
+        memory_kib: Bound on the peak of live activations, in KiB.
+        weights_kib: Bound on the size of the weights, in KiB.
+        energy_mj: Bound on the energy of a call, in millijoules: on the uncalibrated sum of the
+            operators' energies, and on the network's own where it can be metered.
+        measure: Measure on the target; else the predictions stand.
         relative_width: A measurement is finished once the 95 % interval of its median is narrower
             than this share of the median.
         progress: Where to report.
@@ -71,17 +98,25 @@ def derive(
         The derived network.
 
     Raises:
-        BudgetError: No network of the space meets the budget; the fastest one's latency is named.
+        BudgetError: No network of the space meets the budgets; what its networks take is named, and
+            which budget binds.
         ArtifactError: The search is unfinished or was changed.
-        LatencyTableError: The table cannot be used with this search.
+        LatencyTableError: The table cannot be used with this search, or does not tell what a budget
+            bounds.
         TargetError: The target cannot be measured here.
     """
+    from hwnas.search.budget import Budgets
     from hwnas_profilers.timing import TimingSettings
 
     settings = TimingSettings.for_networks(relative_width=relative_width)
-    derivation = make_derivation(
-        search, table, budget_ms, out, measure=measure, settings=settings, progress=progress
+    budgets = Budgets(
+        latency_ms=budget_ms, memory_kib=memory_kib, weights_kib=weights_kib, energy_mj=energy_mj
     )
+    derivation = make_derivation(
+        search, table, budgets, out, measure=measure, settings=settings, progress=progress
+    )
+    resources = derivation.resources
+    assert resources is not None  # it was made just now
     return DeriveResult(
         genotype=str(out),
         widths=derivation.genotype.widths,
@@ -91,13 +126,20 @@ def derive(
         attempts=len(derivation.attempts),
         macs=derivation.macs,
         params=derivation.params,
+        memory_kib=resources.memory_kib,
+        weights_kib=resources.weights_kib,
+        uncalibrated_energy_mj=resources.uncalibrated_energy_mj,
+        metered_energy_mj=resources.metered.median_uj / 1e3 if resources.metered else None,
+        memory_budget_kib=memory_kib,
+        weights_budget_kib=weights_kib,
+        energy_budget_mj=energy_mj,
     )
 
 
 def make_derivation(
     search_path: Path,
     table_path: Path,
-    budget_ms: float,
+    budgets: Budgets,
     out: Path,
     *,
     measure: bool,
@@ -109,13 +151,13 @@ def make_derivation(
 
     from hwnas.core.artifacts import read_manifest, sha256_of_file, write_atomically
     from hwnas.core.decoding import encode_json, read_json
-    from hwnas.core.environment import this_device
     from hwnas.core.errors import BudgetError, LatencyTableMismatch
-    from hwnas.latency.model import LatencyModel
-    from hwnas.search.derive import best_genotype
+    from hwnas.latency.resources import SpaceCosts
+    from hwnas.search.derive import best_genotype, check_budgets
     from hwnas.search.records import Attempt, Derivation, SearchRecord
-    from hwnas.stages.spaces import say_if_uncalibrated, space_of_table
-    from hwnas_profilers.profiler import profile_networks
+    from hwnas.stages.budgets import resources_of, say_what_is_out
+    from hwnas.stages.spaces import require_searchable, say_if_uncalibrated, space_of_table
+    from hwnas_profilers.profiler import profiler_for
     from hwnas_profilers.table import LatencyTable
 
     read_manifest(search_path, kind="search")
@@ -131,51 +173,50 @@ def make_derivation(
             f"--image-shape {','.join(map(str, record.space.image_shape))} "
             f"--classes {record.space.classes} --out NEW.jsonl",
         )
-    if measure:
-        table.require(device=this_device().name)
-    space = space_of_table(table)
-    latency = LatencyModel(space, table)
+    space = require_searchable(space_of_table(table))
+    costs = SpaceCosts(space, table)
+    check_budgets(costs, budgets)  # before the device is asked for
     say_if_uncalibrated(table, progress)
+    say_what_is_out(costs, budgets, progress)
     scores = [np.array(row) for row in record.log_probabilities]
 
     attempts: list[Attempt] = []
-    bound_ms = budget_ms
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            genotype = best_genotype(latency, scores, bound_ms)
-        except BudgetError as error:
-            if not attempts:
-                raise
-            raise _out_of_room(attempts, budget_ms) from error
-        measured = None
+    bounds = budgets
+    with ExitStack() as stack:
+        profiler = None
         if measure:
-            (timing,) = profile_networks(
-                [space.workload(genotype)],
-                target=header.target,
-                threads=header.threads,
-                settings=settings,
-                progress=progress,
+            profiler = stack.enter_context(profiler_for(header.measured_at, threads=header.threads))
+            table.require(device=profiler.device.name)
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                genotype = best_genotype(costs, scores, bounds)
+            except BudgetError as error:
+                if not attempts:
+                    raise
+                raise _out_of_room(attempts, budgets) from error
+            measured = metered = None
+            if profiler is not None:
+                workload = space.workload(genotype)
+                (timing,) = profiler.time_networks([workload], settings, progress=progress)
+                measured = timing.statistics
+                if costs.figures(genotype).uncalibrated_energy_mj is not None:
+                    metered = _metered(profiler, workload, settings.seed, progress)
+            attempts.append(
+                Attempt(
+                    genotype=genotype,
+                    bound_ms=bounds.latency_ms,
+                    predicted_ms=costs.latency.predict_ms(genotype),
+                    measured=measured,
+                    energy_bound_mj=bounds.energy_mj,
+                    metered=metered,
+                )
             )
-            measured = timing.statistics
-        predicted_ms = latency.predict_ms(genotype)
-        attempts.append(
-            Attempt(
-                genotype=genotype,
-                bound_ms=bound_ms,
-                predicted_ms=predicted_ms,
-                measured=measured,
-            )
-        )
-        if measured is None or measured.median_us <= budget_ms * 1e3:
-            break
-        over_ms = measured.median_us / 1e3 - budget_ms
-        progress.say(
-            f"derive: predicted {predicted_ms:.4g} ms, measured {measured.median_us / 1e3:.4g} ms, "
-            f"{over_ms:.3g} ms over the budget: tightened by that much"
-        )
-        bound_ms = predicted_ms - over_ms
-    else:
-        raise _out_of_room(attempts, budget_ms)
+            tighter = _tightened(attempts[-1], costs, budgets, bounds, progress)
+            if tighter == bounds:
+                break
+            bounds = tighter
+        else:
+            raise _out_of_room(attempts, budgets)
 
     chosen = attempts[-1]
     derivation = Derivation(
@@ -183,7 +224,7 @@ def make_derivation(
         space=space.spec,
         target=header.target,
         threads=header.threads,
-        budget_ms=budget_ms,
+        budget_ms=budgets.latency_ms,
         predicted_ms=chosen.predicted_ms,
         measured_ms=chosen.measured.median_us / 1e3 if chosen.measured else None,
         macs=space.macs(chosen.genotype),
@@ -195,13 +236,58 @@ def make_derivation(
         attempts=tuple(attempts),
         table_sha256=sha256_of_file(table_path),
         search_sha256=sha256_of_file(record_path),
+        resources=resources_of(costs, chosen.genotype, budgets, chosen.metered),
     )
     write_atomically(out, encode_json(derivation, indent=2))
     return derivation
 
 
-def _out_of_room(attempts: list[Attempt], budget_ms: float) -> Exception:
-    """Say that predictions were within the budget, but no measurement was."""
+def _metered(
+    profiler: Profiler, workload: Workload, seed: int, progress: Progress
+) -> EnergyStatistics | None:
+    """Meter a network's energy; None where there is no meter."""
+    from hwnas.core.errors import MissingDependencyError, TargetError
+
+    try:
+        (energy,) = profiler.energies([workload], seed=seed, progress=progress)
+    except (TargetError, MissingDependencyError) as error:
+        progress.say(
+            f"derive: the network's energy is the uncalibrated sum alone, it could not be metered: "
+            f"{error.message}"
+        )
+        return None
+    return energy
+
+
+def _tightened(
+    attempt: Attempt, costs: SpaceCosts, budgets: Budgets, bounds: Budgets, progress: Progress
+) -> Budgets:
+    """Return the bounds less what a network's measurements are over the budgets."""
+    tighter = bounds
+    measured, metered = attempt.measured, attempt.metered
+    if measured is not None and measured.median_us > budgets.latency_ms * 1e3:
+        over_ms = measured.median_us / 1e3 - budgets.latency_ms
+        progress.say(
+            f"derive: predicted {attempt.predicted_ms:.4g} ms, measured "
+            f"{measured.median_us / 1e3:.4g} ms, {over_ms:.3g} ms over the budget: tightened by "
+            "that much"
+        )
+        tighter = replace(tighter, latency_ms=attempt.predicted_ms - over_ms)
+    if budgets.energy_mj is not None and metered is not None:
+        over_mj = metered.median_uj / 1e3 - budgets.energy_mj
+        sum_mj = costs.figures(attempt.genotype).uncalibrated_energy_mj
+        if over_mj > 0 and sum_mj is not None:
+            progress.say(
+                f"derive: energy summed up {sum_mj:.4g} mJ (uncalibrated), metered "
+                f"{metered.median_uj / 1e3:.4g} mJ, {over_mj:.3g} mJ over the budget: tightened "
+                "by that much"
+            )
+            tighter = replace(tighter, energy_mj=sum_mj - over_mj)
+    return tighter
+
+
+def _out_of_room(attempts: list[Attempt], budgets: Budgets) -> Exception:
+    """Say that predictions were within the budgets, but no measurement was."""
     from hwnas.core.errors import BudgetError
 
     tried = ", ".join(
@@ -209,8 +295,15 @@ def _out_of_room(attempts: list[Attempt], budget_ms: float) -> Exception:
         for attempt in attempts
         if attempt.measured
     )
+    energies = ", ".join(
+        f"{attempt.metered.median_uj / 1e3:.4g}" for attempt in attempts if attempt.metered
+    )
+    energy = ""
+    if budgets.energy_mj is not None:
+        energy = f" and {budgets.energy_mj:.4g} mJ (metered: {energies})"
     return BudgetError(
-        f"no derived network measured within {budget_ms:.4g} ms (predicted -> measured: {tried})",
+        f"no derived network measured within {budgets.latency_ms:.4g} ms (predicted -> measured: "
+        f"{tried}){energy}",
         hint="the machine may be slower now than when the table was measured: profile again, "
         "or raise the budget",
     )

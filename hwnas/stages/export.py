@@ -140,6 +140,7 @@ def make_engine(
         macs=derivation.macs,
         table_sha256=derivation.table_sha256,
         seed=config.seed,
+        resources=derivation.resources,
     )
     draft = ManifestDraft(
         kind="export",

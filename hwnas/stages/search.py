@@ -10,6 +10,7 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hwnas.search.budget import Budgets
     from hwnas.stages.config import RunConfig
 
 SEARCH_FILE = "search.json"
@@ -25,7 +26,15 @@ class SearchResult:
         budget_ms: Bound on the latency.
         expected_ms: Expected latency of the supernet at the end.
         epochs: Epochs run.
-        most_likely: Most likely width of each searched block, the budget aside.
+        most_likely: Most likely width of each searched block, the budgets aside.
+        memory_budget_kib: Bound on the peak of live activations; None without one.
+        weights_budget_kib: Bound on the weights; None without one.
+        energy_budget_mj: Bound on the energy; None without one.
+        expected_weights_kib: Expected weights of the supernet at the end, where they are bounded.
+        expected_uncalibrated_energy_mj: Expected sum of the operators' energies, each run alone,
+            where energy is bounded.
+        expected_forbidden_operators: Expected number of operators of a network that exceed the
+            memory or that the runtime refuses; None where none does.
     """
 
     search: str
@@ -33,6 +42,12 @@ class SearchResult:
     expected_ms: float
     epochs: int
     most_likely: tuple[int, ...]
+    memory_budget_kib: float | None = None
+    weights_budget_kib: float | None = None
+    energy_budget_mj: float | None = None
+    expected_weights_kib: float | None = None
+    expected_uncalibrated_energy_mj: float | None = None
+    expected_forbidden_operators: float | None = None
 
 
 def search(
@@ -41,6 +56,9 @@ def search(
     out: Path,
     *,
     budget_ms: float | None = None,
+    memory_kib: float | None = None,
+    weights_kib: float | None = None,
+    energy_mj: float | None = None,
     config: Path | None = None,
     data: str | None = None,
     epochs: int | None = None,
@@ -50,14 +68,19 @@ def search(
     """Search the space for a robust network within a latency budget.
 
     Trains the supernet of the table's space by RNAS-CL: cross-entropy, KL to the teacher,
-    cross-layer attention with Gumbel tutor selection, and the expected latency, held under the
-    budget by a multiplier. Interrupted, it goes on after the last finished epoch.
+    cross-layer attention with Gumbel tutor selection, and the expected latency and other costs,
+    each held under its budget by a multiplier. Interrupted, it goes on after the last finished
+    epoch.
 
     Args:
         table: Latency table of the space on the target.
         teacher: Folder of a teacher.
         out: Folder of the search.
         budget_ms: Bound on the latency, in milliseconds; by default the [budget] of the config.
+        memory_kib: Bound on the peak of live activations, in KiB; by default as for budget_ms.
+        weights_kib: Bound on the size of the weights, in KiB; by default as for budget_ms.
+        energy_mj: Bound on the energy of a call, in millijoules, held against the uncalibrated sum
+            of the operators' energies; by default as for budget_ms.
         config: TOML file of `hwnas run`; its [data], [budget] and [search] are used.
         data: Images: digits, cifar10:FOLDER or npz:FILE.
         epochs: Epochs of the search.
@@ -68,26 +91,32 @@ def search(
         What the search ended with.
 
     Raises:
-        BudgetError: No network of the space meets the budget.
+        BudgetError: No network of the space meets the budgets.
         ConfigError: A setting is unknown or out of range, or teacher and data do not fit.
-        LatencyTableError: The table cannot be used.
+        LatencyTableError: The table cannot be used, or does not tell what a budget bounds.
         TrainingDivergedError: The loss is not finite; the last good checkpoint is kept.
     """
-    from hwnas.stages.config import BudgetConfig, load_config
+    from hwnas.stages.config import load_config
 
     settings = load_config(config, data=data, seed=seed, search={"epochs": epochs})
+    bounds = {"memory_kib": memory_kib, "weights_kib": weights_kib, "energy_mj": energy_mj}
+    given: dict[str, Any] = {name: bound for name, bound in bounds.items() if bound is not None}
     if budget_ms is not None:
-        settings = replace(settings, budget=BudgetConfig(ms=budget_ms))
+        given |= {"ms": budget_ms, "fraction": None}
+    settings = replace(settings, budget=replace(settings.budget, **given))
     return make_search(settings, table, teacher, out, progress=progress)
 
 
-def search_settings(config: RunConfig, budget_ms: float) -> dict[str, Any]:
+def search_settings(config: RunConfig, budgets: Budgets) -> dict[str, Any]:
     """Return what a search depends on, besides its inputs."""
     import msgspec
 
     return {
         "seed": config.seed,
-        "budget_ms": budget_ms,
+        "budget_ms": budgets.latency_ms,
+        "memory_kib": budgets.memory_kib,
+        "weights_kib": budgets.weights_kib,
+        "energy_mj": budgets.energy_mj,
         "data": msgspec.to_builtins(config.data),
         "search": msgspec.to_builtins(config.search),
     }
@@ -108,23 +137,25 @@ def make_search(
     from hwnas.core.weights import write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import load_teacher
-    from hwnas.latency.model import LatencyModel
+    from hwnas.latency.resources import SpaceCosts
     from hwnas.search.records import SearchRecord
     from hwnas.search.rnas_cl import search_supernet
     from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
+    from hwnas.stages.budgets import say_what_is_out
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
-    from hwnas.stages.spaces import say_if_uncalibrated, space_of_table
+    from hwnas.stages.spaces import require_searchable, say_if_uncalibrated, space_of_table
     from hwnas_profilers.table import LatencyTable
 
     table = LatencyTable.read(table_path)
-    space = space_of_table(table)
-    latency = LatencyModel(space, table)
+    space = require_searchable(space_of_table(table))
+    costs = SpaceCosts(space, table)
     say_if_uncalibrated(table, progress)
-    budget_ms = config.budget.resolve_ms(latency.range_ms())
+    budgets = config.budget.resolve(costs)
+    say_what_is_out(costs, budgets, progress)
     attention_size = config.search.attention_size
     teacher, teacher_spec = load_teacher(teacher_path, attention_size=attention_size)
-    settings = search_settings(config, budget_ms)
+    settings = search_settings(config, budgets)
     inputs = data_inputs(config.data) | {
         "table": sha256_of_file(table_path),
         "teacher": sha256_of_file(teacher_path / MANIFEST),
@@ -139,22 +170,27 @@ def make_search(
     with torch_threads(config.training_threads):
         outcome = search_supernet(
             space,
-            latency,
+            costs,
             teacher,
             data,
             config.data,
             config.search,
-            budget_ms=budget_ms,
+            budgets=budgets,
             seed=config.seed,
             checkpoint=checkpoint,
             inputs=inputs,
             progress=progress,
         )
+    expected = outcome.expected
     record = SearchRecord(
         space=space.spec,
         target=table.header.target,
-        budget_ms=budget_ms,
+        budget_ms=budgets.latency_ms,
         expected_ms=outcome.expected_ms,
+        budgets=budgets,
+        expected_weights_kib=expected.get("expected_weights_kib"),
+        expected_uncalibrated_energy_mj=expected.get("expected_uncalibrated_energy_mj"),
+        expected_forbidden_operators=expected.get("expected_forbidden_operators"),
         log_probabilities=outcome.log_probabilities,
         tutor_probabilities=outcome.tutor_probabilities,
         student_layers=outcome.supernet.tap_names,
@@ -164,8 +200,14 @@ def make_search(
     )
     result = SearchResult(
         search=str(out),
-        budget_ms=budget_ms,
+        budget_ms=budgets.latency_ms,
+        memory_budget_kib=budgets.memory_kib,
+        weights_budget_kib=budgets.weights_kib,
+        energy_budget_mj=budgets.energy_mj,
         expected_ms=outcome.expected_ms,
+        expected_weights_kib=expected.get("expected_weights_kib"),
+        expected_uncalibrated_energy_mj=expected.get("expected_uncalibrated_energy_mj"),
+        expected_forbidden_operators=expected.get("expected_forbidden_operators"),
         epochs=len(outcome.history),
         most_likely=tuple(
             options[row.index(max(row))]
@@ -179,7 +221,10 @@ def make_search(
             table=table_path,
             teacher=teacher_path,
             out=out,
-            budget_ms=budget_ms,
+            budget_ms=budgets.latency_ms,
+            memory_kib=budgets.memory_kib,
+            weights_kib=budgets.weights_kib,
+            energy_mj=budgets.energy_mj,
             seed=config.seed,
         ),
         settings=settings,

@@ -10,7 +10,11 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hwnas.search.records import Resources
     from hwnas.verify.verification import Verification
+    from hwnas_export.memory import ModelMemory
+    from hwnas_export.runner import Runner
+    from hwnas_profilers.records import EnergyStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,8 @@ def verify(
 
     The test images, which nothing before has seen, are run through the engine and its PyTorch twin:
     as they are, as adversarial examples crafted on the twin, and through a black-box attack on the
-    engine itself. The engine's latency is measured here, on this machine.
+    engine itself. The engine's latency is measured here, on this machine, and its memory counted
+    from its own graph. Each budget that it was derived under is a gate.
 
     Args:
         bundle: Folder that `hwnas export` or `hwnas run` wrote.
@@ -73,7 +78,8 @@ def verify(
     check_images_fit(data, card.image_shape, len(card.class_names), what="the engine")
     images, labels = arrays_of(data.test)
     with OnnxRuntimeRunner(opened.model, threads=card.threads) as engine:
-        latency = time_runner(engine, settings=settings, threads=card.threads, progress=progress)
+        latency = time_runner(engine, settings=settings, progress=progress)
+        energy = _metered(engine, card.target, card.resources, progress)
         verification = verify_engine(
             twin=opened.twin,
             engine=engine,
@@ -82,6 +88,9 @@ def verify(
             threat=card.threat,
             budget_ms=card.budget_ms,
             latency=latency,
+            budgets=opened.budgets,
+            memory=_memory(opened.model, card.resources),
+            energy=energy,
             settings=card.verify,
             progress=progress,
         )
@@ -94,3 +103,35 @@ def verify(
         error.result = result
         raise
     return result
+
+
+def _memory(model: bytes, resources: Resources | None) -> ModelMemory:
+    """Count what the engine's own model takes, at the batch that it was derived for."""
+    import onnx
+
+    from hwnas_export.memory import memory_of_onnx
+
+    batch = resources.batch if resources else 1
+    return memory_of_onnx(onnx.load_model_from_string(model), batch=batch)
+
+
+def _metered(
+    engine: Runner, target: str, resources: Resources | None, progress: Progress
+) -> EnergyStatistics | None:
+    """Meter the engine where there is a budget on its energy; None where that cannot be done."""
+    import numpy as np
+
+    from hwnas.core.errors import MissingDependencyError, TargetError
+    from hwnas_profilers.energy import energy_meter_for, measure_energy_uj
+    from hwnas_profilers.profiler import normal_input
+    from hwnas_profilers.targets import parse_target
+
+    if resources is None or resources.energy_budget_mj is None:
+        return None
+    images = normal_input(engine, np.random.default_rng(0), resources.batch)
+    try:
+        meter = energy_meter_for(parse_target(target).runtime.device)
+        return measure_energy_uj(engine.sampler_on(images), meter)
+    except (TargetError, MissingDependencyError) as error:
+        progress.say(f"verify: the energy could not be metered: {error}")
+        return None

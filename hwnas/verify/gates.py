@@ -68,6 +68,8 @@ class Tolerances:
         latency_over_budget: Share of the budget that the median may lie above it. Medians of one
             network, measured minutes apart on a shared machine, differ by a few percent; so an
             exact bound would fail sound engines at random. Set 0 on a quiet device.
+        energy_over_budget: The same for the median of the metered energy. Memory and weights are
+            counted, not measured: their budgets hold exactly.
     """
 
     max_abs_diff: float = 1e-3
@@ -81,6 +83,7 @@ class Tolerances:
     black_box_gap_points: float = 2.0
     rise_points: float = 2.0
     latency_over_budget: float = 0.05
+    energy_over_budget: float = 0.05
 
     def __post_init__(self) -> None:
         shares = ("agreement", "adversarial_agreement", "tie_rate")

@@ -28,13 +28,15 @@ from hwnas.robustness.threat import ThreatModel
 from hwnas.verify.gates import Gate, Tolerances, at_least, at_most, require
 from hwnas.verify.masking import MaskingSigns, masking_gates, masking_signs
 from hwnas.verify.parity import Parity, parity_of
-from hwnas_profilers.records import Statistics
+from hwnas_export.memory import ModelMemory
+from hwnas_profilers.records import EnergyStatistics, Statistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
     from hwnas.core.progress import Progress
+    from hwnas.search.budget import Budgets
     from hwnas_export.runner import Runner
 
 
@@ -109,6 +111,8 @@ class Verification:
         latency: The measured latency, if it was given.
         settings: How it was verified.
         gates: Each gate and how it came out.
+        memory: The engine's weights and peak of activations, counted; None where they were not.
+        energy: Its metered energy; None where it was not metered.
     """
 
     engine: str
@@ -123,6 +127,8 @@ class Verification:
     latency: Statistics | None
     settings: VerifySettings
     gates: tuple[Gate, ...]
+    memory: ModelMemory | None = None
+    energy: EnergyStatistics | None = None
 
     @property
     def passed(self) -> bool:
@@ -143,6 +149,9 @@ def verify_engine(
     threat: ThreatModel,
     budget_ms: float | None = None,
     latency: Statistics | None = None,
+    budgets: Budgets | None = None,
+    memory: ModelMemory | None = None,
+    energy: EnergyStatistics | None = None,
     settings: VerifySettings | None = None,
     progress: Progress = SILENT,
 ) -> Verification:
@@ -156,6 +165,10 @@ def verify_engine(
         threat: The threat model.
         budget_ms: The latency budget; with `latency`, it is a gate.
         latency: The engine's latency as measured on its target.
+        budgets: Bounds on memory, weights and energy; each that is given is a gate, which what was
+            not counted or metered does not pass. Its latency is not looked at.
+        memory: What the engine's own model takes, as `memory_of_onnx` counts it.
+        energy: The engine's energy as metered on its target.
         settings: How to verify; None takes the defaults.
         progress: Told of each image and query.
 
@@ -220,6 +233,8 @@ def verify_engine(
         gates += masking_gates(masking, tolerances)
     if budget_ms is not None and latency is not None:
         gates += (_latency_gate(budget_ms, latency, tolerances),)
+    if budgets is not None:
+        gates += _resource_gates(budgets, memory, energy, tolerances)
     return Verification(
         engine=engine.name,
         threat=threat,
@@ -233,6 +248,8 @@ def verify_engine(
         latency=latency,
         settings=settings,
         gates=gates,
+        memory=memory,
+        energy=energy,
     )
 
 
@@ -334,6 +351,50 @@ def _latency_gate(budget_ms: float, latency: Statistics, tolerances: Tolerances)
         meaning=f"the engine takes {latency.median_us / 1000:.4g} ms; the budget is "
         f"{budget_ms:.4g} ms",
     )
+
+
+def _resource_gates(
+    budgets: Budgets,
+    memory: ModelMemory | None,
+    energy: EnergyStatistics | None,
+    tolerances: Tolerances,
+) -> tuple[Gate, ...]:
+    gates = []
+    if budgets.memory_kib is not None:
+        gates.append(
+            at_most(
+                "memory",
+                memory.peak_activation_bytes / 1024 if memory else None,
+                budgets.memory_kib,
+                unit="KiB",
+                meaning="more activations are alive at once than the budget has room for"
+                + (f", at {memory.peak_node}" if memory else ": they were not counted"),
+            )
+        )
+    if budgets.weights_kib is not None:
+        gates.append(
+            at_most(
+                "weights",
+                memory.weights_bytes / 1024 if memory else None,
+                budgets.weights_kib,
+                unit="KiB",
+                meaning="the engine's weights are larger than their budget"
+                if memory
+                else "the engine's weights were not counted",
+            )
+        )
+    if budgets.energy_mj is not None:
+        taken = f"{energy.median_uj / 1e3:.4g} mJ" if energy else "an amount that was not metered"
+        gates.append(
+            at_most(
+                "energy",
+                energy.median_uj / 1e3 / budgets.energy_mj - 1 if energy else None,
+                tolerances.energy_over_budget,
+                unit="of the budget above it",
+                meaning=f"a call takes {taken}; the budget is {budgets.energy_mj:.4g} mJ",
+            )
+        )
+    return tuple(gates)
 
 
 def _accuracies(

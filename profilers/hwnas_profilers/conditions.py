@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 
 LOAD_LIMIT = 0.25
 """Other programs may take this share of all cores' time."""
 CLOCK_LIMIT = 0.05
-"""The clock may be this far from what it usually was in this run."""
+"""The clock may be this far from what it usually was of late."""
+
+_REMEMBERED_ROUNDS = 101
+"""What is usual is learned from this many rounds: a lasting change of clock is usual after half."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,23 +65,24 @@ class DisturbanceWatch:
     """Judges rounds by readings at both of their ends."""
 
     def __init__(self) -> None:
-        self._pilots_ns: list[float] = []
+        self._pilots_ns: deque[float] = deque(maxlen=_REMEMBERED_ROUNDS)
 
     def judge(self, before: MachineState, after: MachineState) -> str:
         """Return why the round between two readings was disturbed; empty where it was not."""
-        # What is usual is learned from all rounds, disturbed ones too: a lasting change of clock
-        # becomes usual after a while, as it must, or nothing would ever be finished.
+        # Disturbed rounds count too: a lasting change of clock becomes usual after a while, as it
+        # must, however long the run was quiet before, or all that follows would be thrown away.
+        if not self._pilots_ns:
+            self._pilots_ns.append(before.pilot_ns)
         self._pilots_ns.append(after.pilot_ns)
-        usual_ns = median(self._pilots_ns)
+        # One of the readings, not the mean of two: a change in the first rounds would hide in it.
+        usual_ns = median_low(self._pilots_ns)
         load = load_of_others(before, after)
         if load is not None and load > LOAD_LIMIT:
             return "load of other programs"
         if after.throttled != before.throttled:
             return "throttling"
-        slowest_ns, fastest_ns = (
-            max(before.pilot_ns, after.pilot_ns),
-            min(before.pilot_ns, after.pilot_ns),
-        )
+        slowest_ns = max(before.pilot_ns, after.pilot_ns)
+        fastest_ns = min(before.pilot_ns, after.pilot_ns)
         if slowest_ns > usual_ns * (1 + CLOCK_LIMIT) or fastest_ns < usual_ns * (1 - CLOCK_LIMIT):
             return "change of clock"
         return ""

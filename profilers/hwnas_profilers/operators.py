@@ -56,14 +56,18 @@ def profile_operators(
         progress: Where to report.
 
     Raises:
-        ConfigError: An operator's batch or precision is not the header's.
+        ConfigError: An operator's batch or precision, or the profiler's target or threads, are not
+            the header's.
         TargetError: The target cannot tell its energy.
         InputFileError: The table cannot be written. What was measured before is kept.
         LatencyTableError: The table that is there cannot be gone on from, or the runtime refuses
             every operator.
     """
     by_key = {operator.key: operator for operator in operators}
+    _check_header(header, profiler)
     _check_keys(by_key, header)
+    if energy:
+        profiler.energies(())  # a target that cannot tell says so before there is a file
     generator = np.random.default_rng(settings.seed)
     began = time.monotonic()
     with TableAppender(path, header, progress=progress) as table:
@@ -97,7 +101,7 @@ def _missing(operators: list[Operator], table: TableAppender) -> list[Operator |
         chain_of(pair)
         for pair in neighbor_pairs(operators)
         if (pair[0].key, pair[1].key) not in table.pairs
-        and not {each.key for each in pair} & {*known}
+        and not any(each.key in known for each in pair)
     ]
     return [*singles, *pairs]
 
@@ -181,6 +185,15 @@ def _groups(work: Sequence[Operator | Chain]) -> list[Sequence[Operator | Chain]
     """Split into groups of nearly equal size, none larger than `GROUP_SIZE`."""
     count = -(-len(work) // GROUP_SIZE)
     return [work[start::count] for start in range(count)]
+
+
+def _check_header(header: TableHeader, profiler: Profiler) -> None:
+    measured = (profiler.target.name, profiler.threads)
+    if (header.target, header.threads) != measured:
+        raise ConfigError(
+            f"the profiler measures {measured[0]} with {measured[1]} threads, "
+            f"the table is of {header.target} with {header.threads}"
+        )
 
 
 def _check_keys(keys: Iterable[OperatorKey], header: TableHeader) -> None:

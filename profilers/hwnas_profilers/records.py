@@ -17,7 +17,7 @@ class TableHeader:
     """What a table's figures hold for.
 
     Attributes:
-        target: Runtime and device class, e.g. `onnxruntime-cpu`.
+        target: Runtime, device and precision, e.g. `onnxruntime-cpu`.
         space: Name of the search space.
         space_spec: The space's full description, from which it can be built again.
         space_fingerprint: Hash of `space_spec`: tables of unequal spaces are never mixed.
@@ -26,6 +26,7 @@ class TableHeader:
         dtype: Precision of the arithmetic.
         settings: The profiler's settings.
         provenance: Device, library versions and time.
+        host: Where the device was reached, `ssh://[user@]host[:port]`; empty for this machine.
     """
 
     target: str
@@ -37,8 +38,14 @@ class TableHeader:
     dtype: str
     settings: dict[str, Any]
     provenance: Provenance
+    host: str = ""
     schema: int = SCHEMA
     record: Literal["header"] = "header"
+
+    @property
+    def measured_at(self) -> str:
+        """The target string that measures there again."""
+        return f"{self.host}/{self.target}" if self.host else self.target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,30 +221,32 @@ class ErrorFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRecord:
-    """latency(network) = intercept + sum over its operators of (scale * measured + correction).
+    """latency(network) = intercept + sum over its operators of what each takes within a network.
 
     Attributes:
         intercept_us: Cost of a call that no operator accounts for.
-        scale: Factor on the sum of isolated measurements.
-        corrections_us: What whole networks say of single operators, by operator.
-        ridge: Strength of the pull of the corrections toward zero; None where the corrections did
-            not help on left-out networks and are all zero.
+        scale: Mean factor on what the table alone says of an operator within a network.
+        per_operator_us: Mean cost that every operator has beside.
+        operators_us: What each operator takes within a network, by operator.
+        noise_percent: Standard deviation of what the fit leaves unexplained.
         fit: Errors on the networks of the fit.
         holdout: Errors on networks that the fit never saw.
-        baselines: Errors on the same held-out networks of simpler predictors, each fit on the same
-            networks: `sum`, `sum_affine`, `macs_affine`.
+        baselines: Errors on the same held-out networks of simpler predictors, those that need a fit
+            fit to the same networks: see `hwnas.latency.baselines`.
         noise_floor_percent: Mean absolute percentage difference of the held-out networks' two
             measurements: no predictor can be shown to be better.
         networks: The networks of the fit.
         holdout_networks: The held-out networks.
         seed: What the networks were drawn with.
         utc: When.
+        settings: How the networks were timed.
     """
 
     intercept_us: float
     scale: float
-    corrections_us: tuple[tuple[OperatorKey, float], ...]
-    ridge: float | None
+    per_operator_us: float
+    operators_us: tuple[tuple[OperatorKey, float], ...]
+    noise_percent: float
     fit: ErrorFigures
     holdout: ErrorFigures
     baselines: dict[str, ErrorFigures]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
+import math
 import os
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from hwnas.core.decoding import encode_json
@@ -30,13 +33,16 @@ from hwnas_profilers.table_lines import Record, contents_from_bytes
 from hwnas_profilers.workload import OperatorKey, nearest_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from hwnas.core.progress import Progress
+    from hwnas_profilers.estimate import Estimate
 
 _log = logging.getLogger(__name__)
+
+_SYNC_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +57,7 @@ class LatencyTable:
         pairs: Two operators compiled as one, by both.
         unsupported: Why the runtime refuses an operator, by operator: it is out of the space.
         sessions: The runs of the profiler that measured it, and how quiet the machine was.
+        estimates: Operators that were estimated from others, as was asked for; never in its file.
     """
 
     path: Path
@@ -62,6 +69,7 @@ class LatencyTable:
     )
     unsupported: Mapping[OperatorKey, str] = field(default_factory=dict, repr=False)
     sessions: Sequence[Session] = field(default=(), repr=False)
+    estimates: Mapping[OperatorKey, Estimate] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: Path) -> LatencyTable:
@@ -72,7 +80,7 @@ class LatencyTable:
             LatencyTableError: It holds no header, has another schema, a line that cannot be read,
                 or an operator twice.
         """
-        contents = contents_from_bytes(_read_bytes(path), path)
+        contents = contents_from_bytes(read_table_bytes(path), path)
         if contents.torn_line:
             _log.warning("%s", _torn_message(path, contents.torn_line))
         if contents.header is None:
@@ -93,23 +101,51 @@ class LatencyTable:
     def latency_us(self, key: OperatorKey) -> float:
         """Return an operator's median latency in microseconds, as measured alone.
 
+        An estimate is returned only where it was asked for: see `with_estimates`.
+
         Raises:
-            LatencyTableMiss: It is not in the table. Nothing is estimated, and nothing counts 0.
+            LatencyTableMiss: It is not in the table. Nothing counts 0.
         """
         measurement = self.measurements.get(key)
-        if measurement is None:
-            if key in self.unsupported:
-                raise LatencyTableMiss(
-                    f"{self.header.target} does not support {key} ({self.path}): "
-                    f"{self.unsupported[key]}",
-                    hint="leave it out of the network, or use another target",
-                )
-            near = "; ".join(map(str, nearest_keys(key, self.measurements))) or "the table is empty"
+        if measurement is not None:
+            return measurement.statistics.median_us
+        if key in self.unsupported:
             raise LatencyTableMiss(
-                f"{self.path} has no operator {key}; nearest: {near}",
-                hint=f"measure it: `{self._profile_command()}`",
+                f"{self.header.target} does not support {key} ({self.path}): "
+                f"{self.unsupported[key]}",
+                hint="leave it out of the network, or use another target",
             )
-        return measurement.statistics.median_us
+        if key in self.estimates:
+            return self.estimates[key].median_us
+        near = "; ".join(map(str, nearest_keys(key, self.measurements))) or "the table is empty"
+        raise LatencyTableMiss(
+            f"{self.path} has no operator {key}; nearest: {near}",
+            hint=f"measure it: `{self.profile_command()}`; or, with `--estimate`, have it "
+            "estimated from the others",
+        )
+
+    def with_estimates(self, keys: Iterable[OperatorKey], *, seed: int = 0) -> LatencyTable:
+        """Return this table with estimates of what it lacks; its file stays as it is.
+
+        Args:
+            keys: Operators that must have a latency. Those that are measured stay as measured;
+                those that the runtime refuses are not estimated, as they cannot run.
+            seed: See `estimate.estimator_from_table`.
+
+        Raises:
+            LatencyTableError: They cannot be estimated from this table, and why.
+        """
+        missing = [
+            key
+            for key in dict.fromkeys(keys)
+            if key not in self.measurements and key not in self.unsupported
+        ]
+        if not missing:
+            return self
+        from hwnas_profilers.estimate import estimator_from_table
+
+        estimates = estimator_from_table(self, seed=seed).estimate(missing)
+        return replace(self, estimates={**self.estimates, **{each.key: each for each in estimates}})
 
     def require(
         self,
@@ -136,7 +172,7 @@ class LatencyTable:
         wanted: dict[str, object] = {"target": target, "threads": threads, "device": device}
         differences = [
             f"{name} is {own!r}, not {wanted[name]!r}"
-            for name, own in _conditions(self.header).items()
+            for name, own in conditions(self.header).items()
             if wanted.get(name) is not None and wanted[name] != own
         ]
         if space_fingerprint not in (None, self.header.space_fingerprint):
@@ -158,19 +194,22 @@ class LatencyTable:
                 f"{target or self.header.target} --out TABLE`",
             )
 
-    def _profile_command(self) -> str:
+    def profile_command(self) -> str:
+        """Return the command that measures what the table lacks."""
         header = self.header
-        parts = [f"hwnas profile --space {header.space} --target {header.target}"]
+        parts = [f"hwnas profile --space {header.space} --target {header.measured_at}"]
         if "image_shape" in header.space_spec and "classes" in header.space_spec:
             shape = ",".join(map(str, header.space_spec["image_shape"]))
             parts.append(f"--image-shape {shape} --classes {header.space_spec['classes']}")
+        if header.batch != 1:
+            parts.append(f"--batch {header.batch}")
         if header.threads != 1:
             parts.append(f"--threads {header.threads}")
         return " ".join([*parts, f"--out {self.path}"])
 
 
 class TableAppender:
-    """A latency table open for writing: one record, one line, on the disk before the next.
+    """A latency table open for writing: one record, one line, written before the next is measured.
 
     Makes the file, with its header, where there is none. One process may hold a table at a time.
     Whatever stops an append (a full disk, Ctrl-C), the file ends with a whole line.
@@ -187,6 +226,7 @@ class TableAppender:
         self._progress = progress
         self._file = -1
         self._end_bytes = 0
+        self._synced_at = -math.inf
         self._measurements: dict[OperatorKey, Measurement] = {}
         self._pairs: dict[tuple[OperatorKey, OperatorKey], PairMeasurement] = {}
         self._unsupported: dict[OperatorKey, str] = {}
@@ -279,7 +319,7 @@ class TableAppender:
             raise _unwritable(self._path, error) from error
 
     def _open_contents(self) -> None:
-        contents = contents_from_bytes(_read_bytes(self._path), self._path)
+        contents = contents_from_bytes(read_table_bytes(self._path), self._path)
         if contents.header is not None:
             _check_same(contents.header, self._header, self._path)
         self._measurements = contents.measurements
@@ -308,7 +348,7 @@ class TableAppender:
             written = 0
             while written < len(line):
                 written += os.pwrite(self._file, line[written:], self._end_bytes + written)
-            os.fsync(self._file)
+            self._sync_now_and_then()
             self._end_bytes += len(line)
         except BaseException as error:
             os.ftruncate(self._file, self._end_bytes)
@@ -316,13 +356,25 @@ class TableAppender:
                 raise _unwritable(self._path, error) from error
             raise
 
+    def _sync_now_and_then(self) -> None:
+        """Have what is written on the disk within a second: each line by itself costs too long.
+
+        What is written outlives this process at once; the disk matters where the machine dies.
+        """
+        now = time.monotonic()
+        if now - self._synced_at > _SYNC_SECONDS:
+            os.fsync(self._file)
+            self._synced_at = now
+
     def _close(self) -> None:
         if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.fsync(self._file)
             os.close(self._file)  # unlocks too
             self._file = -1
 
 
-def _conditions(header: TableHeader) -> dict[str, object]:
+def conditions(header: TableHeader) -> dict[str, object]:
     """Return what must be equal for figures to be comparable, by name; the space aside."""
     return {
         "target": header.target,
@@ -334,7 +386,7 @@ def _conditions(header: TableHeader) -> dict[str, object]:
 
 
 def _check_same(own: TableHeader, wanted: TableHeader, path: Path) -> None:
-    mine, theirs = _conditions(own), _conditions(wanted)
+    mine, theirs = conditions(own), conditions(wanted)
     differences = [
         f"{name} is {mine[name]!r}, not {theirs[name]!r}"
         for name in mine
@@ -356,7 +408,12 @@ def _torn_message(path: Path, line: int) -> str:
     )
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_table_bytes(path: Path) -> bytes:
+    """Read a table's file.
+
+    Raises:
+        InputFileError: It is missing or unreadable; a file of a similar name is named.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

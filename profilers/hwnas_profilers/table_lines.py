@@ -42,7 +42,7 @@ _FAST_DECODERS: tuple[tuple[bytes, msgspec.json.Decoder[Any]], ...] = (
 _HEADER_START = b'{"target":'
 # A line may hold anything: bytes that are no UTF-8, or brackets without end.
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_RECORDS: dict[str, type[Record]] = {
+RECORDS: dict[str, type[Record]] = {
     "measurement": Measurement,
     "pair": PairMeasurement,
     "unsupported": UnsupportedOperator,
@@ -78,6 +78,34 @@ class TableContents:
     ends_line: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableLines:
+    """The lines of a table's file.
+
+    Attributes:
+        whole: Those that were written to their end.
+        torn: A last one that was cut; empty where there is none.
+        torn_line: Its number; 0 where there is none.
+        ends_line: Whether the file ends with a newline.
+    """
+
+    whole: list[bytes]
+    torn: bytes
+    torn_line: int
+    ends_line: bool
+
+
+def split_lines(data: bytes) -> TableLines:
+    """Split a table's bytes into lines, a torn last one apart."""
+    lines = data.split(b"\n")
+    ends_line = lines[-1] == b""
+    if ends_line:
+        lines.pop()
+    torn_line = len(lines) if lines and not _is_json(lines[-1]) else 0
+    torn = lines.pop() if torn_line else b""
+    return TableLines(whole=lines, torn=torn, torn_line=torn_line, ends_line=ends_line)
+
+
 def contents_from_bytes(data: bytes, path: Path) -> TableContents:
     """Decode a table.
 
@@ -89,14 +117,10 @@ def contents_from_bytes(data: bytes, path: Path) -> TableContents:
         LatencyTableError: It is no latency table, has another schema, a line that cannot be read
             (other than a torn last one), or an operator twice.
     """
-    lines = data.split(b"\n")
-    ends_line = lines[-1] == b""
-    if ends_line:
-        lines.pop()
-    torn_line = len(lines) if lines and not _is_json(lines[-1]) else 0
-    torn = lines.pop() if torn_line else b""
+    split = split_lines(data)
+    lines, torn_line, ends_line = split.whole, split.torn_line, split.ends_line
     if not lines:
-        _check_cut_header(torn, path)
+        check_cut_header(split.torn, path)
         return TableContents(
             header=None,
             measurements={},
@@ -109,7 +133,7 @@ def contents_from_bytes(data: bytes, path: Path) -> TableContents:
             ends_line=True,
         )
 
-    header = _header_from_line(lines[0], path)
+    header = header_from_line(lines[0], path)
     measurements: dict[OperatorKey, Measurement] = {}
     pairs: dict[tuple[OperatorKey, OperatorKey], PairMeasurement] = {}
     unsupported: dict[OperatorKey, str] = {}
@@ -117,7 +141,7 @@ def contents_from_bytes(data: bytes, path: Path) -> TableContents:
     calibration: CalibrationRecord | None = None
     line_of: dict[object, int] = {}
     for number, line in enumerate(lines[1:], start=2):
-        record = _record_from_line(line, path, number)
+        record = record_from_line(line, path, number)
         if isinstance(record, Measurement):
             _check_median(record.statistics.median_us, record.key, path, number)
             _check_once(record.key, line_of, path, number)
@@ -141,14 +165,19 @@ def contents_from_bytes(data: bytes, path: Path) -> TableContents:
         unsupported=unsupported,
         sessions=sessions,
         calibration=calibration,
-        whole_bytes=len(data) - len(torn) - (1 if torn_line and ends_line else 0),
+        whole_bytes=len(data) - len(split.torn) - (1 if torn_line and ends_line else 0),
         torn_line=torn_line,
         # A torn line comes after the newline of the last whole one.
         ends_line=ends_line or bool(torn_line),
     )
 
 
-def _header_from_line(line: bytes, path: Path) -> TableHeader:
+def header_from_line(line: bytes, path: Path) -> TableHeader:
+    """Decode a table's first line.
+
+    Raises:
+        LatencyTableError: It is no header, of another schema, or cannot be read.
+    """
     try:
         document = msgspec.json.decode(line)
     except _NOT_JSON as error:
@@ -189,12 +218,15 @@ def _check_once(
     line_of[what] = number
 
 
-def _record_from_line(line: bytes, path: Path, number: int) -> Record:
-    """Decode one line.
+def record_from_line(line: bytes, path: Path, number: int) -> Record:
+    """Decode one line after the header.
 
     msgspec passes over unknown keys, and a walk over 5,000 documents to find them takes half a
     second. But what hwnas wrote comes back byte for byte when it is encoded again, and an unknown
     key does not; so only lines that others wrote or edited are walked.
+
+    Raises:
+        LatencyTableError: It cannot be read, or is no record that a table holds.
     """
     for start, decoder in _FAST_DECODERS:
         if line.startswith(start):
@@ -212,10 +244,10 @@ def _record_from_line(line: bytes, path: Path, number: int) -> Record:
             hint="restore the file, or delete that line and profile again",
         ) from error
     name = document.get("record") if isinstance(document, dict) else None
-    kind = _RECORDS.get(name) if isinstance(name, str) else None
+    kind = RECORDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise LatencyTableError(
-            f"{path}:{number}: this line is no record that a table holds ({', '.join(_RECORDS)})",
+            f"{path}:{number}: this line is no record that a table holds ({', '.join(RECORDS)})",
             hint="restore the file, or delete that line and profile again",
         )
     return _strict(document, kind, path, number)
@@ -237,8 +269,12 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _check_cut_header(torn: bytes, path: Path) -> None:
-    """Refuse a file of one unreadable line, unless it is the beginning of a header."""
+def check_cut_header(torn: bytes, path: Path) -> None:
+    """Refuse a file of one unreadable line, unless it is the beginning of a header.
+
+    Raises:
+        LatencyTableError: It is the beginning of something else.
+    """
     if torn[: len(_HEADER_START)] != _HEADER_START[: len(torn)]:
         raise LatencyTableError(
             f"{path} is no latency table: its first line is no header",

@@ -19,9 +19,12 @@ from hwnas.core.environment import package_version
 from hwnas.core.errors import TargetError, nearest
 
 _NO_DRIVER = "no NVIDIA driver here (libcuda is not found)"
+# A user's ssh configuration may hand user and host to a shell (`%r` and `%h` of ProxyCommand), so
+# what a shell takes for more than a name is refused, as OpenSSH 9.6 does.
+_UNSAFE = r"@/\s:\[\]'\"`$\\;&<>|(){}*?!\x00-\x1f\x7f"
 _SSH = re.compile(
-    r"ssh://(?:(?P<user>[^@/\s:]+)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^@/\s:\[\]]+)"
-    r"(?::(?P<port>\d+))?/(?P<name>[^/\s]+)"
+    rf"ssh://(?:(?P<user>[^{_UNSAFE}]+)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^{_UNSAFE}]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?/(?P<name>[^/\s]+)"
 )
 
 
@@ -150,13 +153,17 @@ class Target:
     port: int | None = None
 
     def __str__(self) -> str:
+        return f"{self.host}/{self.name}" if self.host else self.name
+
+    @property
+    def host(self) -> str:
+        """Where it is reached, `ssh://[user@]host[:port]`; empty for this machine."""
         if not self.destination:
-            return self.name
+            return ""
         user, at, host = self.destination.rpartition("@")
         if ":" in host:
             host = f"[{host}]"
-        port = f":{self.port}" if self.port else ""
-        return f"ssh://{user}{at}{host}{port}/{self.name}"
+        return f"ssh://{user}{at}{host}" + (f":{self.port}" if self.port else "")
 
     @property
     def runtime(self) -> Runtime:

@@ -298,6 +298,8 @@ def time_in_rounds(
                 else:
                     still.append(index)
                 task.advance(done / settings.max_samples)
+            if on_finished is not None and len(still) < len(order):
+                before = bench.state()  # what was done with the finished ones is no part of a round
             unfinished = np.array(still, dtype=np.intp)
     return timed
 

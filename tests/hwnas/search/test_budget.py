@@ -1,13 +1,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwnas.search.budget import BudgetMultiplier
+from hwnas.latency.resources import SpaceCosts
+from hwnas.search.budget import BudgetMultiplier, Budgets, HeldBudgets
+from hwnas.space.channel_space import ChannelSpace
+from hwnas_profilers.records import EnergyStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hwnas.space.spec import SpaceSpec
+    from hwnas_profilers.table import LatencyTable
+    from hwnas_profilers.workload import OperatorKey
+
+    TableMaker = Callable[..., LatencyTable]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,3 +123,140 @@ def test_a_constraint_that_does_not_bind_changes_nothing() -> None:
         optimizer.step()
     assert float(x.detach()) == pytest.approx(3, abs=0.01)
     assert held.multiplier == 0
+
+
+def costs_of(spec: SpaceSpec, table_of: TableMaker, *, refuse_widest: bool = False) -> SpaceCosts:
+    """All costs grow with a block's width; the widest option of the last block may be refused."""
+    space = ChannelSpace(spec)
+    table = table_of(space, lambda key: 10.0 + key.hidden + key.out_shape[0])
+
+    def peak_bytes(key: OperatorKey) -> int:
+        return 4 * key.out_shape[0] * key.out_shape[1] ** 2
+
+    measurements = {
+        key: replace(
+            each,
+            weights_bytes=100 * key.out_shape[0] + key.hidden,
+            peak_activation_bytes=peak_bytes(key),
+            energy=EnergyStatistics(
+                n=6, median_uj=float(key.out_shape[0]), low_uj=1.0, high_uj=99.0
+            ),
+        )
+        for key, each in table.measurements.items()
+    }
+    refused = {
+        key: "no such kernel"
+        for row in space.transitions[3]
+        for key in row
+        if refuse_widest and key is not None and key.out_shape[0] == 16
+    }
+    kept = {key: each for key, each in measurements.items() if key not in refused}
+    return SpaceCosts(space, replace(table, measurements=kept, unsupported=refused))
+
+
+def search_in_small(
+    costs: SpaceCosts, budgets: Budgets, *, hold_latency: bool = True, steps: int = 400
+) -> tuple[list[torch.Tensor], dict[str, float]]:
+    """Search with a task that wants the widest option of every block; return what is found."""
+    logits = [torch.nn.Parameter(torch.zeros(len(each))) for each in costs.space.options]
+    worth = [torch.linspace(1, 0, len(each)) for each in costs.space.options]
+    optimizer = torch.optim.Adam(logits, lr=0.1)
+    held = HeldBudgets(costs, budgets, hold_latency=hold_latency)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 + math.cos(math.pi * step / steps))
+        probabilities = [each.softmax(0) for each in logits]
+        gain = sum(
+            ((p * w).sum() for p, w in zip(probabilities, worth, strict=True)), torch.zeros(())
+        )
+        loss = held.constrain(4 - gain, probabilities)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    with torch.no_grad():
+        probabilities = [each.softmax(0) for each in logits]
+        return probabilities, held.figures(probabilities)
+
+
+def test_a_search_without_pressure_takes_what_it_wants(
+    small_spec: SpaceSpec, table_of: TableMaker
+) -> None:
+    costs = costs_of(small_spec, table_of)
+    probabilities, figures = search_in_small(costs, Budgets(latency_ms=1e9))
+    assert all(float(p[0]) > 0.9 for p in probabilities)
+    assert set(figures) == {"expected_ms", "multiplier"}
+    assert figures["multiplier"] == 0
+
+
+@pytest.mark.parametrize("latency_binds", [False, True])
+def test_each_budget_that_adds_up_is_held_by_its_own_multiplier(
+    small_spec: SpaceSpec, table_of: TableMaker, latency_binds: bool
+) -> None:
+    costs = costs_of(small_spec, table_of)
+    free, _ = search_in_small(costs, Budgets(latency_ms=1e9))
+    # What the free search takes, less what makes the one bound or the other bind.
+    weights_kib = float(costs.weights_bytes.expected(free)) / 1024
+    energy_mj = float(costs.energy_uj.expected(free)) / 1e3
+    latency_ms = float(costs.latency.expected_ms(free))
+    asked = Budgets(
+        latency_ms=latency_ms * (0.8 if latency_binds else 10),
+        weights_kib=weights_kib * (10 if latency_binds else 0.8),
+        energy_mj=energy_mj * 10,
+    )
+    _, figures = search_in_small(costs, asked)
+    assert asked.weights_kib is not None
+    if latency_binds:
+        assert figures["expected_ms"] == pytest.approx(asked.latency_ms, rel=0.03)
+        assert figures["multiplier"] > 0 == figures["weights_multiplier"]
+    else:
+        assert figures["expected_weights_kib"] == pytest.approx(asked.weights_kib, rel=0.03)
+        assert figures["weights_multiplier"] > 0 == figures["multiplier"]
+    assert figures["energy_multiplier"] == 0
+    assert figures["expected_uncalibrated_energy_mj"] < energy_mj
+
+
+@pytest.mark.parametrize("hold_latency", [False, True])
+def test_a_bound_on_memory_drives_what_exceeds_it_out(
+    small_spec: SpaceSpec, table_of: TableMaker, hold_latency: bool
+) -> None:
+    costs = costs_of(small_spec, table_of)
+    # The first block is at 8x8: 8 channels take 2 KiB, 4 take 1. The stem has its 8 in any case.
+    space = costs.space
+    stem_kib = 4 * 8 * 64 / 1024
+    assert costs.memory_range_kib() == (stem_kib, stem_kib)
+    wide = costs.peak_bytes
+    wide[1][:, 0] = 4096.0  # make the widest option of the first block need more than the stem
+    budgets = Budgets(latency_ms=1e9, memory_kib=3.0)
+    probabilities, figures = search_in_small(costs, budgets, hold_latency=hold_latency)
+    assert float(probabilities[0][0]) < 0.05
+    assert all(float(p[0]) > 0.9 for p in probabilities[1:])
+    assert figures["expected_forbidden_operators"] == pytest.approx(
+        float(probabilities[0][0]), abs=1e-5
+    )
+    assert figures["forbidden_multiplier"] > 0
+    assert len(space.options) == 3
+
+
+def test_what_the_runtime_refuses_is_driven_out_without_any_other_bound(
+    small_spec: SpaceSpec, table_of: TableMaker
+) -> None:
+    costs = costs_of(small_spec, table_of, refuse_widest=True)
+    probabilities, figures = search_in_small(costs, Budgets(latency_ms=1e9))
+    assert float(probabilities[2][0]) < 0.05
+    assert float(probabilities[2][1]) > 0.8  # the next best
+    assert figures["expected_forbidden_operators"] < 0.05
+
+
+def test_the_state_of_all_multipliers_survives_the_round_trip(
+    small_spec: SpaceSpec, table_of: TableMaker
+) -> None:
+    costs = costs_of(small_spec, table_of, refuse_widest=True)
+    asked = Budgets(latency_ms=0.01, weights_kib=0.01, energy_mj=0.001)
+    even = [torch.full((len(each),), 1 / len(each)) for each in costs.space.options]
+    first, second = HeldBudgets(costs, asked), HeldBudgets(costs, asked)
+    for _ in range(3):
+        first.constrain(torch.ones(()), even)
+    assert first.figures(even) != second.figures(even)
+    second.load_state_dict(first.state_dict())
+    assert first.figures(even) == second.figures(even)
+    assert set(first.state_dict()) == {"latency", "weights", "energy", "forbidden"}

@@ -9,14 +9,22 @@ import pytest
 import torch
 
 from hwnas.core.decoding import decode_json, encode_json
-from hwnas.core.errors import BudgetError, ConfigError, DataError, TrainingDivergedError
+from hwnas.core.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    LatencyTableError,
+    TrainingDivergedError,
+)
 from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig
-from hwnas.latency.model import LatencyModel
+from hwnas.latency.resources import SpaceCosts
+from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype
 from hwnas.search.records import SearchRecord
 from hwnas.search.rnas_cl import SearchConfig, SearchOutcome, search_supernet
-from hwnas.space.channel_space import ChannelSpace, macs_of_operator
+from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.operators import macs_of_operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +53,13 @@ class Searcher:
             return 3.0 + macs_of_operator(key) / 1e3
 
         self.space = ChannelSpace(spec)
-        self.latency = LatencyModel(self.space, table_of(self.space, cost_us))
+        table = table_of(self.space, cost_us)
+        weighed = {
+            key: replace(each, weights_bytes=64 + 4 * key.hidden * key.out_shape[0])
+            for key, each in table.measurements.items()
+        }
+        self.costs = SpaceCosts(self.space, replace(table, measurements=weighed))
+        self.latency = self.costs.latency
         self.teacher, self.data = teacher, data
         self.low_ms, self.high_ms = self.latency.range_ms()
 
@@ -54,14 +68,14 @@ class Searcher:
 
     def run(self, checkpoint: Path, config: SearchConfig = CONFIG, **changes: Any) -> SearchOutcome:
         given: dict[str, Any] = {
-            "budget_ms": self.budget(0.5),
+            "budgets": Budgets(latency_ms=self.budget(0.5)),
             "seed": 0,
             "inputs": {"table": "ab"},
             "data_config": DataConfig(),
             "data": self.data,
         } | changes
         return search_supernet(
-            self.space, self.latency, self.teacher, given.pop("data"), given.pop("data_config"),
+            self.space, self.costs, self.teacher, given.pop("data"), given.pop("data_config"),
             config, checkpoint=checkpoint, **given,
         )  # fmt: skip
 
@@ -122,7 +136,7 @@ def test_an_outcome_is_whole(searcher: Searcher, tmp_path: Path, gates: Any) -> 
     assert searcher.low_ms <= outcome.expected_ms <= searcher.high_ms
     assert outcome.history[-1]["expected_ms"] == outcome.expected_ms
     scores = [np.array(row) for row in outcome.log_probabilities]
-    genotype = best_genotype(searcher.latency, scores, searcher.budget(0.5))
+    genotype = best_genotype(searcher.costs, scores, Budgets(latency_ms=searcher.budget(0.5)))
     assert searcher.latency.predict_ms(genotype) <= searcher.budget(0.5)
 
 
@@ -152,13 +166,41 @@ LONGER = SearchConfig(
 
 def test_a_tight_budget_ends_faster_than_a_loose_one(searcher: Searcher, tmp_path: Path) -> None:
     tight_ms = searcher.budget(0.15)
-    tight = searcher.run(tmp_path / "tight", LONGER, budget_ms=tight_ms)
-    loose = searcher.run(tmp_path / "loose", LONGER, budget_ms=searcher.high_ms * 2)
+    tight = searcher.run(tmp_path / "tight", LONGER, budgets=Budgets(latency_ms=tight_ms))
+    free = Budgets(latency_ms=searcher.high_ms * 2)
+    loose = searcher.run(tmp_path / "loose", LONGER, budgets=free)
     assert searcher.even_ms > tight_ms  # it binds
     assert tight.expected_ms < loose.expected_ms
     assert tight.expected_ms == pytest.approx(tight_ms, rel=0.1)
     assert all(figures["multiplier"] == 0 for figures in loose.history)
     assert max(figures["multiplier"] for figures in tight.history) > 0
+
+
+@pytest.mark.parametrize("latency_term", ["budget", "product"])
+def test_a_budget_on_weights_is_held_whatever_the_latency_term(
+    searcher: Searcher, tmp_path: Path, latency_term: Any
+) -> None:
+    ends = searcher.costs.weights_bytes.range()
+    assert ends is not None
+    bound_kib = (ends[0] + 0.15 * (ends[1] - ends[0])) / 1024
+    asked = Budgets(latency_ms=searcher.high_ms * 2, weights_kib=bound_kib)
+    config = replace(LONGER, latency_term=latency_term, product_beta=0.01)
+    outcome = searcher.run(tmp_path / "c", config, budgets=asked)
+    first = outcome.history[0]["expected_weights_kib"]
+    assert first > bound_kib  # it binds
+    assert outcome.expected["expected_weights_kib"] <= 1.05 * bound_kib
+    assert outcome.history[-1]["expected_weights_kib"] == outcome.expected["expected_weights_kib"]
+    assert max(figures["weights_multiplier"] for figures in outcome.history) > 0
+    assert all(figures["multiplier"] == 0 for figures in outcome.history)
+
+
+def test_a_budget_that_the_table_knows_nothing_of_is_refused_at_once(
+    searcher: Searcher, tmp_path: Path
+) -> None:
+    asked = Budgets(latency_ms=searcher.high_ms, energy_mj=1.0)
+    with pytest.raises(LatencyTableError, match="does not tell the energy"):
+        searcher.run(tmp_path / "c", budgets=asked)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_papers_latency_term_lowers_the_expected_latency(
@@ -192,7 +234,8 @@ def test_the_guard_of_the_test_split_works(few_digits: ImageData) -> None:
     ("changes", "says"),
     [
         ({"seed": 1}, "seed: 0 -> 1"),
-        ({"budget_ms": 1.0}, "budget_ms: .* -> 1.0"),
+        ({"budgets": Budgets(latency_ms=1.0)}, "budget_ms: .* -> 1.0"),
+        ({"budgets": Budgets(latency_ms=1.0, weights_kib=90.0)}, "weights_kib: None -> 90.0"),
         ({"inputs": {"table": "cd"}}, "table: 'ab' -> 'cd'"),
         # Another split would choose on images that were trained on before.
         ({"data_config": DataConfig(seed=1)}, "data.seed: 0 -> 1"),
@@ -236,7 +279,7 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(
     searcher: Searcher, tmp_path: Path
 ) -> None:
     with pytest.raises(BudgetError, match="no network meets"):
-        searcher.run(tmp_path / "c", budget_ms=searcher.low_ms / 2)
+        searcher.run(tmp_path / "c", budgets=Budgets(latency_ms=searcher.low_ms / 2))
     one = ImageData(
         name="one",
         train=searcher.data.train,
@@ -280,6 +323,8 @@ def test_a_record_survives_its_round_trip_and_names_the_tutors(
         target="onnxruntime-cpu",
         budget_ms=1.0,
         expected_ms=outcome.expected_ms,
+        budgets=Budgets(latency_ms=1.0, memory_kib=2.0),
+        expected_forbidden_operators=0.5,
         log_probabilities=outcome.log_probabilities,
         tutor_probabilities=outcome.tutor_probabilities,
         student_layers=outcome.supernet.tap_names,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,16 +13,18 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import InvertedResidual, Normalize, hidden_width
-from hwnas.space.channel_space import (
-    ChannelSpace,
-    all_genotypes,
-    macs_of_operator,
-    module_of_operator,
-)
+from hwnas.space.chain_space import all_genotypes
+from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.genotype import Genotype
 from hwnas.space.memory_format import channels_last
-from hwnas.space.spec import SPACES, SpaceSpec, StageSpec, space_spec
+from hwnas.space.operators import macs_of_operator, module_of_operator
+from hwnas.space.spec import SPACES, SpaceSpec, StageSpec
 from hwnas_profilers.workload import OperatorKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    MacCounter = Callable[[nn.Module, torch.Tensor], int]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,23 +50,6 @@ SPACES_UNDER_TEST = pytest.mark.parametrize("space", [XS, ODD], ids=["xs", "odd"
 
 def drawn(space: ChannelSpace, seed: int) -> Genotype:
     return space.random_genotype(np.random.default_rng(seed))
-
-
-def counted_macs(module: nn.Module, inputs: torch.Tensor) -> int:
-    """Count multiply-accumulates as they happen."""
-    total = 0
-
-    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        total += output.numel() * layer.weight[0].numel()
-
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        module.eval()(inputs)
-    return total
 
 
 # Genotypes
@@ -170,14 +155,18 @@ def test_operators_composed_compute_what_the_network_computes(space: ChannelSpac
 @SPACES_UNDER_TEST
 @settings(max_examples=15)
 @given(seed=st.integers(0, 2**32))
-def test_macs_are_those_that_happen(space: ChannelSpace, seed: int) -> None:
+def test_macs_are_those_that_happen(
+    space: ChannelSpace, counted_macs: MacCounter, seed: int
+) -> None:
     genotype = drawn(space, seed)
     image = torch.rand(1, *space.spec.image_shape)
     assert space.macs(genotype) == counted_macs(space.network(genotype), image)
 
 
 @SPACES_UNDER_TEST
-def test_macs_of_every_operator_are_those_that_happen(space: ChannelSpace) -> None:
+def test_macs_of_every_operator_are_those_that_happen(
+    space: ChannelSpace, counted_macs: MacCounter
+) -> None:
     for operator in space.operators():
         inputs = torch.rand(1, *operator.key.in_shape)
         assert macs_of_operator(operator.key) == counted_macs(operator.build(), inputs), operator
@@ -231,7 +220,7 @@ def test_an_operator_of_another_space_is_refused() -> None:
 # The large spaces take long to run; their published counts check them.
 @pytest.mark.parametrize("name", ["rnas-cl-xs", "rnas-cl-s3", "rnas-cl-s5", "rnas-cl-s7"])
 def test_a_named_space_has_networks_that_run(name: str) -> None:
-    space = ChannelSpace(space_spec(name))
+    space = ChannelSpace(SPACES[name])
     with torch.no_grad():
         logits = space.network(space.smallest).eval()(torch.rand(2, *space.spec.image_shape))
     assert logits.shape == (2, 10)

@@ -12,11 +12,13 @@ from torch import nn
 from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import ConfigError, DataError, GateFailedError
 from hwnas.robustness.threat import ThreatModel
+from hwnas.search.budget import Budgets
 from hwnas.verify.verification import Verification, VerifySettings, verify_engine
+from hwnas_export.memory import ModelMemory
 from hwnas_export.onnx_export import onnx_from_module
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 from hwnas_export.torch_runner import TorchRunner
-from hwnas_profilers.records import Statistics
+from hwnas_profilers.records import EnergyStatistics, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,6 +308,55 @@ def test_a_slow_engine_fails_the_latency_gate(
     (gate,) = [gate for gate in found.gates if gate.name == "latency"]
     assert gate.passed is passed
     assert f"{median_us / 1000:.4g} ms" in gate.meaning
+
+
+MEMORY = ModelMemory(weights_bytes=2_048, peak_activation_bytes=1_024, peak_node="Add at 3")
+ENERGY = EnergyStatistics(n=6, median_uj=1_040.0, low_uj=1_000.0, high_uj=1_100.0)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "memory", "energy", "fails"),
+    [
+        ({"memory_kib": 1.0}, MEMORY, None, set()),
+        ({"memory_kib": 1.0 - 1e-6}, MEMORY, None, {"memory"}),  # counted: no tolerance
+        ({"weights_kib": 2.0}, MEMORY, None, set()),
+        ({"weights_kib": 1.9}, MEMORY, None, {"weights"}),
+        ({"energy_mj": 1.0}, None, ENERGY, set()),  # 4 % over: within the tolerance
+        ({"energy_mj": 0.98}, None, ENERGY, {"energy"}),
+        # What was not counted or metered passes no gate.
+        ({"memory_kib": 9e9, "weights_kib": 9e9, "energy_mj": 9e9}, None, None,
+         {"memory", "weights", "energy"}),
+        ({}, MEMORY, ENERGY, set()),
+    ],
+)  # fmt: skip
+def test_each_budget_that_is_given_is_a_gate(
+    trained: Trained,
+    budgets: dict[str, float],
+    memory: ModelMemory | None,
+    energy: EnergyStatistics | None,
+    fails: set[str],
+) -> None:
+    settings = replace(trained.settings, square_queries=1, square_samples=1, masking_samples=1)
+    found = verify(
+        trained,
+        as_engine(trained.twin),
+        budgets=Budgets(latency_ms=1.0, **budgets),
+        memory=memory,
+        energy=energy,
+        settings=settings,
+        threat=ThreatModel(eps=0.0, steps=1),
+    )
+    gates = {
+        gate.name: gate for gate in found.gates if gate.name in ("memory", "weights", "energy")
+    }
+    assert set(gates) == {name.partition("_")[0] for name in budgets}
+    assert failed(found) == fails
+    assert (found.memory, found.energy) == (memory, energy)
+    assert decode_json(encode_json(found), Verification, source="test") == found
+    if len(fails) == 3:
+        assert all("not " in gate.meaning for gate in gates.values())
+    if fails == {"memory"}:
+        assert "at Add at 3" in gates["memory"].meaning
 
 
 def test_without_a_budget_there_is_no_latency_gate_and_without_eps_no_masking(

@@ -1,0 +1,239 @@
+"""What all search spaces share: their networks are chains of operators."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from hwnas.core.errors import ConfigError
+from hwnas.space.operators import HSWISH, macs_of_operator, operator_of
+from hwnas_profilers.workload import Chain, Operator, OperatorKey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import nn
+
+    from hwnas.space.chain_spec import ChainSpec
+    from hwnas.space.genotype import Genotype
+
+# Keys of one link of a chain: [option before][option here]; None where nothing runs, a skip.
+Link: TypeAlias = tuple[tuple[OperatorKey | None, ...], ...]
+
+
+class ChainSpace(ABC):
+    """All networks that a description allows: a fixed stem, searched blocks, a fixed head.
+
+    What an operator costs depends on its own choice and on the one before (its input width), so
+    `transitions` gives every operator of the space as one table of keys per link of the chain.
+
+    Args:
+        spec: The description.
+        batch: Images per call of its operators.
+        dtype: Precision that its operators are compiled to: `fp32`, `fp16`, `bf16` or `int8`.
+
+    Attributes:
+        options: What each searched block may be, the largest first: widths or names.
+    """
+
+    spec: ChainSpec
+    options: tuple[tuple[int | str, ...], ...]
+
+    def __init__(self, spec: ChainSpec, *, batch: int = 1, dtype: str = "fp32") -> None:
+        self.spec = spec
+        self.batch = batch
+        self.dtype = dtype
+
+    # What a space says of its blocks
+
+    @abstractmethod
+    def network(self, genotype: Genotype) -> nn.Module:
+        """Build the slim network of a genotype, newly initialized.
+
+        Raises:
+            ConfigError: The genotype is none of this space.
+        """
+
+    @abstractmethod
+    def _genotype_impl(self, choices: Sequence[int]) -> Genotype:
+        """Make the genotype of each block's option index; there is one per block."""
+
+    @abstractmethod
+    def _choices_impl(self, genotype: Genotype) -> tuple[int, ...]:
+        """Find each block's option index; raise ConfigError where the space lacks it."""
+
+    @abstractmethod
+    def _strides_impl(self) -> Sequence[int]:
+        """Return the stride of each searched block."""
+
+    @abstractmethod
+    def _widths_impl(self) -> Sequence[Sequence[int]]:
+        """Return the output width of each option of each searched block."""
+
+    @abstractmethod
+    def _key_impl(
+        self,
+        block: int,
+        choice: int,
+        in_shape: tuple[int, int, int],
+        out_shape: tuple[int, int, int],
+        stride: int,
+    ) -> OperatorKey | None:
+        """Return the operator of a block's option at given shapes; None for a skip."""
+
+    # Genotypes
+
+    @property
+    def smallest(self) -> Genotype:
+        """The network of every block's last option."""
+        return self.genotype_of_choices([len(options) - 1 for options in self.options])
+
+    @property
+    def largest(self) -> Genotype:
+        """The network of every block's first option."""
+        return self.genotype_of_choices([0] * len(self.options))
+
+    def genotype_of_choices(self, choices: Sequence[int]) -> Genotype:
+        """Make a genotype from each block's option index, 0 being the largest.
+
+        Raises:
+            ConfigError: A block has no such option, or there are too many or too few.
+        """
+        self._check_blocks(len(choices))
+        for index, (choice, options) in enumerate(zip(choices, self.options, strict=True)):
+            if not 0 <= choice < len(options):
+                raise ConfigError(
+                    f"block {index + 1} of {self.spec.name} has no option {choice}",
+                    hint=f"it has {len(options)}, counted from 0",
+                )
+        return self._genotype_impl(choices)
+
+    def choices(self, genotype: Genotype) -> tuple[int, ...]:
+        """Return each block's option index.
+
+        Raises:
+            ConfigError: The genotype is of another space, or contradicts itself.
+        """
+        if genotype.space != self.spec.name:
+            raise ConfigError(f"a genotype of {genotype.space} is none of {self.spec.name}")
+        choices = self._choices_impl(genotype)
+        meant = self._genotype_impl(choices)
+        if genotype != meant:
+            raise ConfigError(
+                f"a genotype of {self.spec.name} contradicts itself: blocks "
+                f"{list(genotype.blocks)} with widths {list(genotype.widths)}",
+                hint=f"its blocks would be {list(meant.blocks)}, its widths {list(meant.widths)}",
+            )
+        return choices
+
+    def random_genotype(self, generator: np.random.Generator) -> Genotype:
+        """Draw a genotype, each block uniform over its options."""
+        return self.genotype_of_choices(
+            [int(generator.integers(len(options))) for options in self.options]
+        )
+
+    def _check_blocks(self, count: int) -> None:
+        if count != len(self.options):
+            raise ConfigError(
+                f"{self.spec.name} has {len(self.options)} searched blocks, not {count}"
+            )
+
+    # Operators
+
+    @functools.cached_property
+    def transitions(self) -> tuple[Link, ...]:
+        """Keys of all operators: `transitions[link][option before][option here]`.
+
+        The links are the stem (1 x 1), each searched block (options before x options) and the head
+        (options before x 1). Where an option is to skip its block, the key is None.
+        """
+        spec = self.spec
+        _, height, width = spec.image_shape
+        size = (_strided(height, spec.stem_stride), _strided(width, spec.stem_stride))
+        stem = OperatorKey(
+            kind="stem",
+            in_shape=spec.image_shape,
+            out_shape=(spec.stem, *size),
+            kernel=3,
+            stride=spec.stem_stride,
+            variant=HSWISH,
+            batch=self.batch,
+            dtype=self.dtype,
+        )
+        links: list[Link] = [((stem,),)]
+        before: Sequence[int] = (spec.stem,)
+        blocks = zip(self._strides_impl(), self._widths_impl(), strict=True)
+        for block, (stride, widths) in enumerate(blocks):
+            after = (_strided(size[0], stride), _strided(size[1], stride))
+            # Options before that differ in more than their width have one row between them.
+            rows = {
+                width_in: tuple(
+                    self._key_impl(block, choice, (width_in, *size), (width_out, *after), stride)
+                    for choice, width_out in enumerate(widths)
+                )
+                for width_in in dict.fromkeys(before)
+            }
+            links.append(tuple(rows[width_in] for width_in in before))
+            before, size = widths, after
+        head = tuple(
+            (
+                OperatorKey(
+                    kind="head",
+                    in_shape=(width_in, *size),
+                    out_shape=(spec.classes, 1, 1),
+                    batch=self.batch,
+                    dtype=self.dtype,
+                ),
+            )
+            for width_in in before
+        )
+        return (*links, head)
+
+    def operators(self) -> list[Operator]:
+        """Return every distinct operator of the space, in the order of the chain."""
+        keys = dict.fromkeys(key for link in self.transitions for row in link for key in row)
+        return [operator_of(key) for key in keys if key is not None]
+
+    def operators_of(self, genotype: Genotype) -> list[OperatorKey]:
+        """Return the operators that a network runs, in order; a skipped block has none."""
+        chosen = (0, *self.choices(genotype), 0)
+        before = (0, *chosen[:-1])
+        keys = [link[i][j] for link, i, j in zip(self.transitions, before, chosen, strict=True)]
+        return [key for key in keys if key is not None]
+
+    # Networks
+
+    def workload(self, genotype: Genotype) -> Chain:
+        """Return a whole network as something to be measured, with its operators in order."""
+        return Chain(
+            name=f"{self.spec.name} {genotype.label}",
+            build=lambda: self.network(genotype).eval(),
+            input_shape=(self.batch, *self.spec.image_shape),
+            parts=tuple(operator_of(key) for key in self.operators_of(genotype)),
+        )
+
+    def macs(self, genotype: Genotype) -> int:
+        """Count a network's multiply-accumulates per image: see `macs_of_operator`."""
+        return sum(macs_of_operator(key) for key in self.operators_of(genotype))
+
+    def parameters(self, genotype: Genotype) -> int:
+        """Count a network's trained parameters (batch normalization's included)."""
+        with torch.device("meta"):
+            network = self.network(genotype)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+
+def all_genotypes(space: ChainSpace) -> list[Genotype]:
+    """List every genotype: for spaces small enough to be searched by brute force."""
+    choices = itertools.product(*(range(len(options)) for options in space.options))
+    return [space.genotype_of_choices(chosen) for chosen in choices]
+
+
+def _strided(size: int, stride: int) -> int:
+    """Return the output size of a padded convolution of odd kernel."""
+    return (size - 1) // stride + 1

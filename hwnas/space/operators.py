@@ -1,0 +1,80 @@
+"""The operators that all chain spaces are made of: their modules and their costs."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from hwnas.core.errors import ConfigError
+from hwnas.space.blocks import Head, InvertedResidual, Stem, squeeze_width
+from hwnas_profilers.workload import Operator, OperatorKey
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Variants of blocks: all activations are h-swish.
+HSWISH = "hswish"
+HSWISH_SE = "hswish-se"
+
+
+def operator_of(key: OperatorKey) -> Operator:
+    """Return the operator of a key, as something to be measured."""
+    return Operator(
+        key=key,
+        name=str(key),
+        build=functools.partial(module_of_operator, key),
+        input_shape=(key.batch, *key.in_shape),
+    )
+
+
+def module_of_operator(key: OperatorKey) -> nn.Module:
+    """Build the module that a key names, newly initialized, in eval mode and in fp32.
+
+    The key's precision is not the module's: a runtime compiles fp32 weights to it.
+
+    Raises:
+        ConfigError: No operator of our spaces is of that kind or variant.
+    """
+    module: nn.Module
+    if key.kind == "stem":
+        module = Stem(key.in_shape[0], key.out_shape[0], stride=key.stride)
+    elif key.kind == "mbconv":
+        if key.variant not in (HSWISH, HSWISH_SE):
+            raise ConfigError(
+                f"no operator of kind `mbconv` and variant `{key.variant}`",
+                hint=f"known variants: {HSWISH}, {HSWISH_SE}",
+            )
+        module = InvertedResidual(
+            key.in_shape[0],
+            key.out_shape[0],
+            hidden=key.hidden,
+            kernel=key.kernel,
+            stride=key.stride,
+            se=key.variant == HSWISH_SE,
+        )
+    elif key.kind == "head":
+        module = Head(key.in_shape[0], key.out_shape[0])
+    else:
+        raise ConfigError(f"no operator of kind `{key.kind}`", hint="known: stem, mbconv, head")
+    return module.eval()
+
+
+def macs_of_operator(key: OperatorKey) -> int:
+    """Count an operator's multiply-accumulates per image: convolutions and the classifier.
+
+    Averages, activations and the products of squeeze-and-excitation are not counted.
+    """
+    inputs, height_in, width_in = key.in_shape
+    outputs, height_out, width_out = key.out_shape
+    pixels_in, pixels_out = height_in * width_in, height_out * width_out
+    if key.kind == "head":
+        return inputs * outputs
+    if key.kind == "stem":
+        return inputs * outputs * key.kernel**2 * pixels_out
+    inner = key.hidden or inputs
+    expand = inputs * key.hidden * pixels_in
+    depthwise = inner * key.kernel**2 * pixels_out
+    project = inner * outputs * pixels_out
+    # Its two 1x1 convolutions see one pixel: the mean.
+    excite = 2 * inner * squeeze_width(inner) if key.variant == HSWISH_SE else 0
+    return expand + depthwise + excite + project

@@ -1,0 +1,33 @@
+"""A space's description -> the space: which class is whose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwnas.core.errors import ConfigError
+from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.mbconv_space import MBConvSpace
+from hwnas.space.mbconv_spec import MBConvSpec
+from hwnas.space.spec import SpaceSpec
+
+if TYPE_CHECKING:
+    from hwnas.space.chain_space import ChainSpace
+    from hwnas.space.chain_spec import ChainSpec
+
+
+def space_from_spec(spec: ChainSpec, *, batch: int = 1, dtype: str = "fp32") -> ChainSpace:
+    """Build the space of a description.
+
+    Args:
+        spec: The description.
+        batch: Images per call of its operators.
+        dtype: Precision that its operators are compiled to.
+
+    Raises:
+        ConfigError: It is of none of our classes.
+    """
+    if isinstance(spec, SpaceSpec):
+        return ChannelSpace(spec, batch=batch, dtype=dtype)
+    if isinstance(spec, MBConvSpec):
+        return MBConvSpace(spec, batch=batch, dtype=dtype)
+    raise ConfigError(f"no space is described by {type(spec).__name__}")
