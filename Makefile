@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& { echo "$$python"; break; }; done)
 
-.PHONY: help install demo test lint types bench docs clean
+.PHONY: help install extras demo test lint types bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -24,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
+
+extras: install ## add OpenVINO and TensorRT for RTX, so that the tests run them too (150 MB, no GPU needed)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		"openvino>=2025.0" "tensorrt-rtx>=1.4"
 
 demo: install ## go from this machine to a verified engine on handwritten digits
 	$(BIN)/hwnas run examples/digits.toml --out $(DEMO_OUT)

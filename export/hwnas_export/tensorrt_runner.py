@@ -16,6 +16,7 @@ import onnx
 from hwnas.core.errors import DataError, ExportError, TargetError
 from hwnas_export.cuda_driver import cuda_driver
 from hwnas_export.device_buffers import open_stream, require_pycuda
+from hwnas_export.gpu_queue import queued_sampler
 from hwnas_export.precision import PRECISIONS, precision_of
 from hwnas_export.runner import Runner, Sampler
 from hwnas_export.tensorrt_api import error_log, trt_module
@@ -121,8 +122,6 @@ class TensorRTRunner(Runner):
         return binding.recompute
 
     def _sampler_on_impl(self, images: NDArray[np.float32]) -> Sampler:
-        from hwnas_export.cuda_graph import queued_sampler  # it loads torch
-
         binding = self._bind(images.shape)
         binding.compute(images)  # a capture must come after a first call
         graph_of = self._graphs_of(binding)

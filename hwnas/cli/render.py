@@ -20,6 +20,8 @@ UNITS = {
     "s": "s",
     "percent": "%",
     "mib": "MiB",
+    "kib": "KiB",
+    "mj": "mJ",
     "bytes": "bytes",
     "uj": "uJ",
     "mhz": "MHz",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from hwnas_profilers.breakdown import Breakdown, NodeLatency
+    from hwnas_profilers.breakdown.values import Breakdown, NodeLatency
 
 MAX_ROWS = 40
 """Of a model of more nodes, the slowest are drawn and the others summed up in one row."""

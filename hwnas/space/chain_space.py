@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.operators import HSWISH, macs_of_operator, operator_of
+from hwnas.space.operators import HSWISH, as_trained, macs_of_operator, operator_of
 from hwnas_profilers.workload import Chain, Operator, OperatorKey
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class ChainSpace(ABC):
         """Return a whole network as something to be measured, with its operators in order."""
         return Chain(
             name=f"{self.spec.name} {genotype.label}",
-            build=lambda: self.network(genotype).eval(),
+            build=lambda: as_trained(self.network(genotype)).eval(),
             input_shape=(self.batch, *self.spec.image_shape),
             parts=tuple(operator_of(key) for key in self.operators_of(genotype)),
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TypeVar
+
+import torch
+from torch import nn
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import Head, InvertedResidual, Stem, squeeze_width
 from hwnas_profilers.workload import Operator, OperatorKey
 
-if TYPE_CHECKING:
-    from torch import nn
+M = TypeVar("M", bound=nn.Module)
 
 # Variants of blocks: all activations are h-swish.
 HSWISH = "hswish"
@@ -28,7 +30,7 @@ def operator_of(key: OperatorKey) -> Operator:
 
 
 def module_of_operator(key: OperatorKey) -> nn.Module:
-    """Build the module that a key names, newly initialized, in eval mode and in fp32.
+    """Build the module that a key names, in eval mode and in fp32, `as_trained`.
 
     The key's precision is not the module's: a runtime compiles fp32 weights to it.
 
@@ -56,7 +58,26 @@ def module_of_operator(key: OperatorKey) -> nn.Module:
         module = Head(key.in_shape[0], key.out_shape[0])
     else:
         raise ConfigError(f"no operator of kind `{key.kind}`", hint="known: stem, mbconv, head")
-    return module.eval()
+    return as_trained(module).eval()
+
+
+def as_trained(module: M) -> M:
+    """Move batch normalization off its initial state, in place, as training does.
+
+    An untrained one folds to a bias of zero, which the exporter drops; a trained network has its
+    biases, in memory and in time, so what is measured in its place must have them too.
+
+    Returns:
+        The module.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(0.0, 0.1, generator=generator)
+            part.running_var.uniform_(0.5, 1.5, generator=generator)
+    return module
 
 
 def macs_of_operator(key: OperatorKey) -> int:

@@ -12,7 +12,7 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hwnas_profilers.breakdown import Breakdown
+    from hwnas_profilers.breakdown.values import Breakdown
     from hwnas_profilers.timing import TimingSettings
 
 KIND = "profile"
@@ -67,8 +67,8 @@ def make_breakdown(
     from hwnas.core.decoding import encode_json
     from hwnas.core.errors import ConfigError
     from hwnas.stages.calls import call_text
-    from hwnas_profilers.breakdown import measure_breakdown, require_breakdown_target
-    from hwnas_profilers.breakdown_model import model_source
+    from hwnas_profilers.breakdown.measure import measure_breakdown, require_breakdown_target
+    from hwnas_profilers.breakdown.model import model_source
     from hwnas_profilers.timing import TimingSettings
 
     for name, count in (("threads", threads), ("batch", batch)):

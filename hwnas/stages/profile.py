@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.space.chain_space import ChainSpace
-    from hwnas_profilers.breakdown import Breakdown
+    from hwnas_profilers.breakdown.values import Breakdown
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.timing import TimingSettings
 

@@ -213,6 +213,7 @@ def main(commands: BinaryIO, answers: BinaryIO) -> None:
         signal.alarm(_IDLE_S)
         line = commands.readline()
         if not line:
+            signal.alarm(0)
             return
         command = json.loads(line)
         signal.alarm(command["limit_s"] + _GRACE_S)

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped] # ships no types
 
 from hwnas.core.errors import (
     LatencyTableError,
@@ -269,13 +270,16 @@ class _CrossFit:
         self._models: list[Any] = []
         self._scores: Floats = np.empty_like(logs)
         self._off: Floats = np.empty_like(logs)
-        for fold in range(int(fold_of.max()) + 1):
-            inside = fold_of == fold
-            model = _fitted(features[~inside], logs[~inside])
-            mean, deviation = model.predict(features[inside], return_std=True)
-            self._models.append(model)
-            self._off[inside] = mean - logs[inside]
-            self._scores[inside] = np.abs(self._off[inside]) / deviation
+        # Matrices this small gain nothing by threads, and threads that wait for a busy core make it
+        # twenty times slower; one thread also gives the same last digits on any number of cores.
+        with threadpool_limits(1):
+            for fold in range(int(fold_of.max()) + 1):
+                inside = fold_of == fold
+                model = _fitted(features[~inside], logs[~inside])
+                mean, deviation = model.predict(features[inside], return_std=True)
+                self._models.append(model)
+                self._off[inside] = mean - logs[inside]
+                self._scores[inside] = np.abs(self._off[inside]) / deviation
 
     def predict(self, features: Floats) -> tuple[Floats, Floats, Floats]:
         """Return estimates and both ends of their intervals, as logarithms, (M,) each."""
@@ -287,7 +291,8 @@ class _CrossFit:
         return middle, low, high
 
     def _predict(self, features: Floats) -> tuple[Floats, Floats, Floats]:
-        answers = [model.predict(features, return_std=True) for model in self._models]
+        with threadpool_limits(1):
+            answers = [model.predict(features, return_std=True) for model in self._models]
         means = np.array([mean for mean, _ in answers])  # (folds, M)
         deviations = np.array([deviation for _, deviation in answers])
         margins = self._scores[:, None] * deviations[self._fold_of]  # (N, M)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
@@ -32,6 +34,8 @@ class LocalProfiler(Profiler):
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
+        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hwnas-"))
+        self._timing_cache = Path(scratch) / "timing.cache"
         if self.target.runtime.takes == "torch" and self.target.runtime.device == "cpu":
             # ONNX Runtime's threads belong to the compiled session, torch's to the process.
             self._stack.enter_context(torch_threads(self.threads))
@@ -118,6 +122,8 @@ class LocalProfiler(Profiler):
         if runtime.takes == "torch":
             runner: Runner = make(workload.build(), workload.input_shape, **options)
             return runner
-        model = self.models.model_of(workload, runtime.precision)
-        runner = make(model.SerializeToString(), threads=self.threads, **options)
+        model = self.onnx_of(workload).SerializeToString()
+        if runtime.symmetric:  # TensorRT: what it learned of one operator serves the next
+            options["timing_cache"] = self._timing_cache
+        runner = make(model, threads=self.threads, **options)
         return runner

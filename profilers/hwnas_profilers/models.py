@@ -53,8 +53,15 @@ class OnnxModels:
                     self._kept_bytes += len(kept) if isinstance(kept, bytes) else 0
                 task.advance(len(chunk), note=chunk[-1].name)
 
-    def model_of(self, workload: Workload, precision: str = "fp32") -> onnx.ModelProto:
+    def model_of(
+        self, workload: Workload, precision: str = "fp32", *, symmetric: bool = False
+    ) -> onnx.ModelProto:
         """Return a workload's model in a precision.
+
+        Args:
+            workload: The workload.
+            precision: `fp32`, `fp16` or `int8`; `bf16` is the runtime's own doing.
+            symmetric: Quantize without zero points: TensorRT needs it, ONNX Runtime is slow so.
 
         Raises:
             ExportError: It, or a part of it, cannot be exported.
@@ -71,11 +78,11 @@ class OnnxModels:
                 raise kept
             models.append(onnx.load_model_from_string(kept))
         model = chained(models) if len(models) > 1 else models[0]
-        if precision in ("fp32", "bf16"):  # bf16 is the runtime's own doing
+        if precision in ("fp32", "bf16"):
             return model
         from hwnas_export.precision import onnx_in_precision
 
-        return onnx_in_precision(model, precision)
+        return onnx_in_precision(model, precision, symmetric=symmetric)
 
 
 def _parts(workload: Workload) -> Sequence[Workload]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
+    import onnx
+
     from hwnas.core.environment import Device
     from hwnas.core.progress import Progress
     from hwnas_export.memory import ModelMemory
@@ -192,12 +194,26 @@ class Profiler(ABC):
 
     @final
     def memory_of(self, workload: Workload) -> ModelMemory | None:
-        """Compute what a workload keeps in memory; None where the target compiles no ONNX model."""
+        """Compute what a workload keeps in memory; None where the target compiles no ONNX model.
+
+        Raises:
+            ExportError: The workload cannot be exported, or its sizes are not known.
+        """
         if self.target.runtime.takes != "onnx":
             return None
         from hwnas_export.memory import memory_of_onnx
 
-        return memory_of_onnx(self.models.model_of(workload, self.target.runtime.precision))
+        return memory_of_onnx(self.onnx_of(workload))
+
+    @final
+    def onnx_of(self, workload: Workload) -> onnx.ModelProto:
+        """Return the ONNX model that the runtime is given.
+
+        Raises:
+            ExportError: The workload cannot be exported, or not in this precision.
+        """
+        runtime = self.target.runtime
+        return self.models.model_of(workload, runtime.precision, symmetric=runtime.symmetric)
 
 
 def profiler_for(target: str, *, threads: int = 1) -> Profiler:

@@ -368,10 +368,12 @@ class TableAppender:
 
     def _close(self) -> None:
         if self._file >= 0:
-            with contextlib.suppress(OSError):
-                os.fsync(self._file)
-            os.close(self._file)  # unlocks too
-            self._file = -1
+            try:
+                with contextlib.suppress(OSError):
+                    os.fsync(self._file)
+            finally:  # Ctrl-C while the disk is busy must not keep the lock
+                os.close(self._file)
+                self._file = -1
 
 
 def conditions(header: TableHeader) -> dict[str, object]:

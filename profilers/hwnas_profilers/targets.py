@@ -59,6 +59,11 @@ class Runtime:
         both = self.runner.endswith((":TorchRunner", ":OnnxRuntimeRunner"))
         return {"precision": self.precision} | ({"device": self.device} if both else {})
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether it takes quantized models without zero points only."""
+        return self.runner.endswith(":TensorRTRunner")
+
 
 def _onnxruntime_cpu(precision: str) -> Runtime:
     return Runtime(
@@ -104,7 +109,8 @@ def _tensorrt(precision: str) -> Runtime:
         device="cuda",
         precision=precision,
         packages=("tensorrt|tensorrt-cu12|tensorrt-cu13|tensorrt-rtx", "pycuda"),
-        install='pip install "hwnas[tensorrt]"',
+        install='pip install "hwnas[tensorrt]", or "hwnas[tensorrt-rtx]" for RTX GPUs; pycuda is '
+        "built from source and needs the CUDA toolkit and a C++ compiler",
         remote=precision != "int8",
     )
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from hwnas.core.errors import ExportError, TargetError
-from hwnas_export.cuda_graph import check_cuda, plain_kernels, queued_sampler
+from hwnas_export.cuda_graph import check_cuda, plain_kernels
+from hwnas_export.gpu_queue import queued_sampler
 from hwnas_export.torch_runner import TorchRunner
 
 SHAPE = (2, 3, 8, 8)

@@ -3,6 +3,10 @@ from __future__ import annotations
 import ast
 import ctypes
 import gc
+import hashlib
+import io
+import json
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +81,73 @@ def test_onnxruntime_is_set_up_on_a_board_as_it_is_here(
     assert on_board == here
     assert on_board["intra_op_num_threads"] == threads
     assert packages == {"numpy": np.__version__, "onnxruntime": ort.__version__}
+
+
+def served(
+    monkeypatch: pytest.MonkeyPatch, commands: list[tuple[dict[str, Any], bytes]], **setup: Any
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return what an agent answers, and the alarms that it set."""
+    alarms: list[int] = []
+    monkeypatch.setattr(signal, "alarm", alarms.append)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")  # the agent sets it: to be undone
+    setup = {"runtime": "onnxruntime", "threads": 1, **setup}
+    lines = json.dumps(setup).encode() + b"\n"
+    for command, payload in commands:
+        fields = {**command, "bytes": len(payload), "limit_s": 60}
+        lines += json.dumps(fields).encode() + b"\n" + payload
+    answers = io.BytesIO()
+    agent.main(io.BytesIO(lines), answers)
+    greeting, *others = answers.getvalue().decode().splitlines()[1:]
+    assert greeting.startswith(agent.GREETING)
+    return [json.loads(each) for each in (greeting[len(agent.GREETING) :], *others)], alarms
+
+
+def load(number: int, model: bytes, **changed: Any) -> tuple[dict[str, Any], bytes]:
+    command = {
+        "do": "load",
+        "id": number,
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "shape": IMAGES.shape,
+        "seed": [0, number],
+    }
+    return {**command, **changed}, model
+
+
+def test_commands_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx_from_module(nn.Conv2d(3, 4, 1).eval(), IMAGES.shape).SerializeToString()
+    commands: list[tuple[dict[str, Any], bytes]] = [
+        load(0, model),
+        load(1, b"junk"),
+        load(2, model, sha256="of something else"),
+        load(3, model, shape=[1, 5, 4, 4]),
+        ({"do": "prepare", "ids": [0], "warmup_calls": 1, "min_sample_us": 50}, b""),
+        ({"do": "visit", "order": [[0, 3, 2], [0, 2, 1]]}, b""),
+        ({"do": "state"}, b""),
+        ({"do": "forget"}, b""),
+        ({"do": "visit", "order": [[0, 1, 1]]}, b""),
+    ]
+    answers, alarms = served(monkeypatch, commands)
+    greeting, good, junk, changed, misfit, prepared, visited, state, forgotten, unknown = answers
+    assert greeting["packages"]["onnxruntime"] == ort.__version__
+    assert good == {"id": 0, "rejected": ""}
+    assert junk["rejected"]
+    assert "its hash is another" in changed["error"]
+    assert "dimension" in misfit["rejected"]  # it compiles, but its first call fails
+    assert prepared["sample_us"] > 0
+    assert prepared["span"] >= 1
+    assert [len(samples) for samples in visited["samples_us"]] == [3, 2]
+    assert min(min(samples) for samples in visited["samples_us"]) > 0
+    assert visited["state"].keys() == state["state"].keys() == agent.machine_state().keys()
+    assert forgotten == {"held": 0}
+    assert unknown == {"error": "KeyError: 0"}
+    assert alarms.count(60 + agent._GRACE_S) == len(commands)
+    assert alarms[-1] == 0  # none is left behind
+
+
+def test_a_runtime_that_is_not_there_is_the_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    answers, _ = served(monkeypatch, [], runtime="tensorrt")
+    assert [each["missing"] for each in answers] == ["tensorrt"]
 
 
 class FakeCuda:

@@ -19,24 +19,23 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError, ExportError, InputFileError, TargetError
 from hwnas_export.onnx_export import onnx_from_module
-from hwnas_profilers.breakdown import (
-    NodeTiming,
-    ProfiledModel,
+from hwnas_profilers.breakdown.graph import RuntimeGraph
+from hwnas_profilers.breakdown.inputs import ModelInput, fix_shapes, inputs_of, random_feed
+from hwnas_profilers.breakdown.measure import (
     breakdown_from_profile,
     measure_breakdown,
     profiled_calls,
     require_breakdown_target,
 )
-from hwnas_profilers.breakdown_graph import RuntimeGraph
-from hwnas_profilers.breakdown_inputs import ModelInput, fix_shapes, inputs_of, random_feed
-from hwnas_profilers.breakdown_model import model_source
-from hwnas_profilers.breakdown_onnxruntime import median_of_truncated
+from hwnas_profilers.breakdown.model import model_source
+from hwnas_profilers.breakdown.values import NodeTiming, ProfiledModel
+from hwnas_profilers.breakdown.with_onnxruntime import median_of_truncated
 from hwnas_profilers.timing import TimingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hwnas_profilers.breakdown import Breakdown
+    from hwnas_profilers.breakdown.values import Breakdown
 
 NET = """
 import torch

@@ -208,7 +208,7 @@ def test_a_cut_between_rounds_is_gone_on_from(when: str) -> None:
 
 
 def test_a_cut_within_a_round_repeats_that_round_with_the_same_spans() -> None:
-    slow = replace(SETTINGS, min_sample_us=30_000)  # a round of two takes a quarter of a second
+    slow = replace(SETTINGS, min_sample_us=15_000)  # a round of two takes 0.15 s
     spans: list[dict[int, int]] = []
 
     def act(number: int) -> None:
@@ -216,7 +216,7 @@ def test_a_cut_within_a_round_repeats_that_round_with_the_same_spans() -> None:
         assert isinstance(bench_, remote_bench.RemoteBench)
         spans.append({index: each.span for index, each in bench_._spans.items()})
         if number == 2:
-            threading.Timer(0.1, kill_agent, [board]).start()
+            threading.Timer(0.05, kill_agent, [board]).start()
 
     with profiler() as board:
         with board.compiled(workloads(4, 32)) as compiled:

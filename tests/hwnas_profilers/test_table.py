@@ -28,8 +28,11 @@ from hwnas_profilers.records import (
     ErrorFigures,
     Measurement,
     NetworkMeasurement,
+    PairMeasurement,
+    Session,
     Statistics,
     TableHeader,
+    UnsupportedOperator,
 )
 from hwnas_profilers.table import LatencyTable, TableAppender
 from hwnas_profilers.workload import OperatorKey
@@ -89,8 +92,9 @@ def calibration_of(scale: float) -> CalibrationRecord:
     return CalibrationRecord(
         intercept_us=-1.5,
         scale=scale,
-        corrections_us=((key_of(8), 0.25),),
-        ridge=0.1,
+        per_operator_us=0.5,
+        operators_us=((key_of(8), 7.5),),
+        noise_percent=0.4,
         fit=figures,
         holdout=figures,
         baselines={"sum": figures},
@@ -100,6 +104,38 @@ def calibration_of(scale: float) -> CalibrationRecord:
         seed=0,
         utc="2026-01-01T00:00:00+00:00",
     )
+
+
+def chain_key_of(width: int) -> OperatorKey:
+    return OperatorKey(kind="conv", in_shape=(width, 8, 8), out_shape=(width, 8, 8), kernel=3)
+
+
+def pair_of(width: int, median_us: float | None = None) -> PairMeasurement:
+    return PairMeasurement(
+        before=key_of(width),
+        after=chain_key_of(width),
+        statistics=measurement_of(width, median_us).statistics,
+        disturbed=1,
+    )
+
+
+def session_of(utc: str = "2026-01-01T00:00:00+00:00") -> Session:
+    return Session(
+        utc=utc,
+        seconds=1.5,
+        workloads=4,
+        rounds=10,
+        disturbed_rounds=2,
+        noisy_rounds=1,
+        reasons={"load of other programs": 2},
+        load_percent=1.5,
+        temperature_c=(40.0, 45.5),
+        clock_mhz=None,
+        pilot_us=12.5,
+    )
+
+
+REFUSED = UnsupportedOperator(refused=key_of(7), reason="Conv: no kernel of 7 outputs")
 
 
 class Listener:
@@ -162,6 +198,51 @@ def test_the_last_calibration_wins(table: Path, header: TableHeader) -> None:
     assert len(read.measurements) == 5
 
 
+def test_pairs_refusals_and_sessions_are_read_too(table: Path, header: TableHeader) -> None:
+    with TableAppender(table, header) as appender:
+        appender.append(pair_of(8))
+        appender.append(REFUSED)
+        appender.append(session_of())
+        assert appender.pairs == {(key_of(8), chain_key_of(8)): pair_of(8)}
+        assert appender.unsupported == {key_of(7): REFUSED.reason}
+    read = LatencyTable.read(table)
+    assert read.pairs == {(key_of(8), chain_key_of(8)): pair_of(8)}
+    assert read.unsupported == {key_of(7): REFUSED.reason}
+    assert read.sessions == (session_of(),)
+    with TableAppender(table, header) as appender:  # what goes on from there knows them
+        assert appender.pairs == read.pairs
+        assert appender.unsupported == read.unsupported
+        with pytest.raises(LatencyTableError, match=r"already holds conv .* then conv"):
+            appender.append(pair_of(8))
+
+
+def test_what_the_runtime_refuses_is_no_mere_miss(table: Path, header: TableHeader) -> None:
+    with TableAppender(table, header) as appender:
+        appender.append(REFUSED)
+    with pytest.raises(LatencyTableMiss, match=r"does not support .*no kernel of 7") as caught:
+        LatencyTable.read(table).latency_us(key_of(7))
+    assert "leave it out" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (pair_of(8), r":7: .* then .* twice; it is in line 6 too"),
+        (dataclasses.replace(REFUSED, refused=key_of(8)), r":7: .* twice; it is in line 2 too"),
+        (pair_of(9, 0.0), r":7: the median of .* then .* is 0.0 us"),
+    ],
+)
+def test_lines_that_contradict_others_are_refused(
+    table: Path, header: TableHeader, line: object, message: str
+) -> None:
+    with TableAppender(table, header) as appender:
+        appender.append(pair_of(8))
+    with table.open("ab") as file:
+        file.write(encode_json(line) + b"\n")
+    with pytest.raises(LatencyTableError, match=message):
+        LatencyTable.read(table)
+
+
 def test_a_miss_names_the_nearest_and_the_command(table: Path) -> None:
     with pytest.raises(LatencyTableMiss) as caught:
         LatencyTable.read(table).latency_us(key_of(17))
@@ -169,7 +250,16 @@ def test_a_miss_names_the_nearest_and_the_command(table: Path) -> None:
     assert str(key_of(17)) in message
     assert [str(key_of(w)) in message for w in (8, 16, 24, 32)] == [False, True, True, True]
     assert f"hwnas profile --space tiny --target onnxruntime-cpu --out {table}" in message
+    assert "--estimate" in message
     assert isinstance(caught.value, LookupError)
+
+
+def test_the_command_measures_on_the_same_board(path: Path, header: TableHeader) -> None:
+    there = dataclasses.replace(header, host="ssh://pi@board", threads=4, batch=8)
+    with TableAppender(path, there):
+        pass
+    command = LatencyTable.read(path).profile_command()
+    assert "--target ssh://pi@board/onnxruntime-cpu --batch 8 --threads 4" in command
 
 
 def test_a_miss_in_an_empty_table_says_so(path: Path, header: TableHeader) -> None:
@@ -179,17 +269,18 @@ def test_a_miss_in_an_empty_table_says_so(path: Path, header: TableHeader) -> No
         LatencyTable.read(path).latency_us(key_of(8))
 
 
-def test_5000_operators_are_read_in_well_under_a_tenth_of_a_second(
-    path: Path, header: TableHeader
-) -> None:
+@pytest.mark.serial
+def test_5000_operators_are_read_in_50_ms(path: Path, header: TableHeader) -> None:
+    """Of processor time: others may be using the machine. The benchmark table_loading says more."""
     lines = [encode_json(header), *(encode_json(measurement_of(w + 1)) for w in range(5_000))]
+    lines += [encode_json(pair_of(w + 1)) for w in range(500)]
     path.write_bytes(b"\n".join(lines) + b"\n")
     seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
+    for _ in range(7):
+        begin = time.process_time()
         assert len(LatencyTable.read(path).measurements) == 5_000
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.1
+        seconds.append(time.process_time() - begin)
+    assert min(seconds) < 0.05
 
 
 def test_a_reformatted_table_reads_the_same(table: Path) -> None:
@@ -251,8 +342,8 @@ def test_a_whole_last_line_without_newline_is_kept(table: Path, header: TableHea
         (b'"median_us":16.0', b'"median_us":-1.0', r":3: the median .* is -1.0 us"),
         (b'"median_us":16.0', b'"median_us":null', r":3.*median_us"),
         (b'"median_us":16.0', b'"median_us":1e999', r":3"),
-        (b'"record":"measurement"', b'"record":"note"', r":3: this line is neither"),
-        (b'"record":"measurement"', b'"record":7', r":3: this line is neither"),
+        (b'"record":"measurement"', b'"record":"note"', r":3: this line is no record"),
+        (b'"record":"measurement"', b'"record":7', r":3: this line is no record"),
         (b"[16,8,8]", b"[8,8,8]", r":3: .* twice; it is in line 2 too"),
     ],
 )
@@ -276,15 +367,15 @@ def test_a_line_that_is_no_object_is_refused(table: Path) -> None:
     lines = table.read_bytes().split(b"\n")
     lines[2] = b"[1, 2]"
     table.write_bytes(b"\n".join(lines))
-    with pytest.raises(LatencyTableError, match=":3: this line is neither"):
+    with pytest.raises(LatencyTableError, match=":3: this line is no record"):
         LatencyTable.read(table)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"schema":1', b'"schema":2', "schema 2; this hwnas reads 1"),
-        (b'"schema":1,', b"", "schema None; this hwnas reads 1"),
+        (b'"schema":2', b'"schema":1', "schema 1; this hwnas reads 2"),
+        (b'"schema":2,', b"", "schema None; this hwnas reads 2"),
         (b'"threads":1', b'"thread":1', "unknown key `thread`"),
         (b'"threads":1', b'"threads":"1"', "threads"),
         (b'"record":"header"', b'"record":"measurement"', "no header"),
@@ -490,12 +581,27 @@ def test_what_stops_a_write_leaves_whole_lines(
     def fsync(file: int) -> None:
         raise failure
 
+    monkeypatch.setattr("hwnas_profilers.table._SYNC_SECONDS", -1.0)  # each line
     with TableAppender(table, header) as appender:
-        monkeypatch.setattr(os, "fsync", fsync)
         expected = InputFileError if isinstance(failure, OSError) else KeyboardInterrupt
-        with pytest.raises(expected):
-            appender.append(measurement_of(40))
+        with monkeypatch.context() as context:
+            context.setattr(os, "fsync", fsync)
+            with pytest.raises(expected):
+                appender.append(measurement_of(40))
     assert table.read_bytes() == before
+
+
+def test_an_interrupted_close_still_unlocks(
+    table: Path, header: TableHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(file: int) -> None:
+        raise KeyboardInterrupt
+
+    appender = TableAppender(table, header)
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt), appender:
+        context.setattr(os, "fsync", fsync)
+    with TableAppender(table, header):
+        pass
 
 
 def test_an_appender_refuses_what_no_table_may_hold(table: Path, header: TableHeader) -> None:

@@ -20,7 +20,7 @@ from hwnas.cli.command import (
     parameters_of,
     split_docstring,
 )
-from hwnas.cli.commands import COMMANDS
+from hwnas.cli.commands import COMMANDS, GROUPS, entries_of, function_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def called_with(result: Result) -> Any:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_are_the_functions_parameters(name: str) -> None:
-    function = getattr(api, name)
+    function = getattr(api, function_name(name))
     command = command_from_function(function, name=name, positional=COMMANDS[name].positional)
     parameters = {
         key: parameter
@@ -60,13 +60,13 @@ def test_options_are_the_functions_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_summary_is_the_docstrings_first_line(name: str) -> None:
-    docstring = inspect.getdoc(getattr(api, name)) or ""
+    docstring = inspect.getdoc(getattr(api, function_name(name))) or ""
     assert docstring.splitlines()[0] == COMMANDS[name].summary
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_progress_is_last_and_by_keyword(name: str) -> None:
-    parameters = inspect.signature(getattr(api, name)).parameters
+    parameters = inspect.signature(getattr(api, function_name(name))).parameters
     if "progress" in parameters:
         assert list(parameters)[-1] == "progress"
         assert parameters["progress"].kind is inspect.Parameter.KEYWORD_ONLY
@@ -74,7 +74,7 @@ def test_progress_is_last_and_by_keyword(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, hwnas: Callable[..., Result]) -> None:
-    result = hwnas(name, "--help")
+    result = hwnas(*name.split(), "--help")
     assert result.exit_code == 0, result.output
     assert COMMANDS[name].summary in " ".join(result.stdout.split())
     assert "--json" in result.stdout
@@ -82,9 +82,38 @@ def test_every_command_has_help(name: str, hwnas: Callable[..., Result]) -> None
 
 
 def test_commands_are_the_public_functions() -> None:
-    assert list(COMMANDS) == list(api.FUNCTIONS)
-    assert sorted(COMMANDS) == sorted(api.__all__)
-    assert set(COMMANDS) <= set(dir(api))
+    functions = [function_name(name) for name in COMMANDS]
+    assert functions == list(api.FUNCTIONS)
+    assert sorted(functions) == sorted(api.__all__)
+    assert set(functions) <= set(dir(api))
+
+
+def test_groups_hold_all_commands_of_two_words_and_no_others() -> None:
+    assert {name.partition(" ")[0] for name in COMMANDS if " " in name} == set(GROUPS)
+    reached = {name for name in entries_of("") if name not in GROUPS}
+    reached |= {f"{group} {name}" for group in GROUPS for name in entries_of(group)}
+    assert reached == set(COMMANDS)
+    assert entries_of("")["table"] == GROUPS["table"]
+
+
+def test_a_group_lists_its_commands_and_imports_none(hwnas: Callable[..., Result]) -> None:
+    flowing = " ".join(hwnas("table", "--help").stdout.split())
+    for name, summary in entries_of("table").items():
+        assert f"{name} {summary}" in flowing
+    code = (
+        "import sys\nfrom hwnas.cli.main import cli\n"
+        "cli(['table', '--help'], standalone_mode=False)\nprint(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not [name for name in result.stdout.split() if name.startswith("hwnas.stages")]
+
+
+def test_an_unknown_command_of_a_group_names_the_nearest(hwnas: Callable[..., Result]) -> None:
+    result = hwnas("table", "shw")
+    assert result.exit_code == 2
+    assert "Did you mean `show`?" in result.stderr
 
 
 def test_an_unknown_function_is_an_attribute_error() -> None:
@@ -94,7 +123,7 @@ def test_an_unknown_function_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_functions_module_is_light(name: str) -> None:
-    code = f"import sys, hwnas.api; hwnas.api.{name}; print(*sys.modules)"
+    code = f"import sys, hwnas.api; hwnas.api.{function_name(name)}; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -200,6 +229,50 @@ def test_an_optional_argument_keeps_its_default() -> None:
     command = command_from_function(check, name="verify", positional=("bundle",))
     context = command.make_context("verify", [])
     assert context.params["bundle"] == Path("here")
+
+
+def test_a_tuple_of_paths_by_position_takes_any_number(
+    monkeypatch: pytest.MonkeyPatch, hwnas: Callable[..., Result]
+) -> None:
+    def merge(tables: tuple[Path, ...], out: Path, *, prefer: str | None = None) -> dict[str, Any]:
+        """Merge.
+
+        Args:
+            tables: The tables.
+            out: Where to.
+            prefer: Which.
+        """
+        return {"tables": tables, "types": [type(each).__name__ for each in tables], "out": out}
+
+    monkeypatch.setitem(vars(api), "table_merge", merge)
+    result = hwnas("table", "merge", "a, b", "c", "--out", "o", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["tables"] == ["a, b", "c"]  # a comma is part of a path
+    assert set(found["types"]) <= {"PosixPath", "WindowsPath"}
+    call = "hwnas.api.table_merge(tables=(Path('a, b'), Path('c')), out=Path('o'))"
+    assert f"python: {call}\n" in result.stderr
+    one = hwnas("table", "merge", "a", "--out", "o", "--prefer", "last").stderr
+    assert "table_merge(tables=(Path('a'),), out=Path('o'), prefer='last')" in one
+    none = hwnas("table", "merge", "--out", "o")
+    assert none.exit_code == 2
+    assert "TABLES" in none.stderr
+    option = hwnas(
+        "table", "merge", "a", HWNAS_TABLE_MERGE_OUT="there", HWNAS_TABLE_MERGE_PREFER="x"
+    )
+    assert "out=Path('there'), prefer='x'" in option.stderr
+
+
+def test_a_tuple_of_paths_is_no_option() -> None:
+    def merge(*, tables: tuple[Path, ...]) -> None:
+        """Merge.
+
+        Args:
+            tables: The tables.
+        """
+
+    with pytest.raises(TypeError, match="no form on the command line"):
+        command_from_function(merge, name="merge")
 
 
 def test_a_parameter_without_help_is_refused() -> None:

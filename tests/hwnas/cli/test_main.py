@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import hwnas as package
-from hwnas.cli.commands import COMMANDS
+from hwnas.cli.commands import entries_of
 from hwnas.cli.render import write_result
 from hwnas.core import errors
 
@@ -222,8 +222,8 @@ def test_version(hwnas: Callable[..., Result]) -> None:
 
 def test_help_lists_every_command_and_imports_none(hwnas: Callable[..., Result]) -> None:
     flowing = " ".join(hwnas("--help").stdout.split())
-    for name, entry in COMMANDS.items():
-        assert f"{name} {entry.summary}" in flowing
+    for name, summary in entries_of("").items():
+        assert f"{name} {summary}" in flowing
     code = (
         "import sys\nfrom hwnas.cli.main import cli\n"
         "cli(['--help'], standalone_mode=False)\nprint(*sys.modules)"
@@ -323,6 +323,51 @@ def test_long_texts_are_wrapped_on_a_terminal(
     assert len(lines) > 4
     assert max(map(len, lines[1:])) <= 40
     assert all(line.startswith("    ") for line in lines[2:])
+
+
+def test_rows_within_a_result_are_a_table_below_their_label(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        {"operator": "conv", "median_us": 1.5, "note": None},
+        {"operator": "head", "median_us": 20.0, "note": ""},
+    ]
+    result = {"target": "cpu", "inner": {"rows": rows}, "empty": [], "deep": [{"a": {"b": 1}}]}
+    write_result(result, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "target  cpu",
+        "inner",
+        "  rows",
+        "    operator  median (us)",
+        "    conv      1.5",
+        "    head      20",
+        "empty",
+        "deep    1 value",
+    ]
+
+
+def test_a_few_long_texts_stand_one_below_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = ["n" * 40, "short"]
+    write_result({"notes": notes, "names": ["a", "b"], "many": ["x" * 40] * 9}, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "notes",
+        f"  {'n' * 40}",
+        "  short",
+        "names  a, b",
+        "many   9 values",
+    ]
+
+
+def test_any_error_that_carries_a_result_gives_it(
+    install: Callable[..., None], hwnas: Callable[..., Result]
+) -> None:
+    from hwnas.stages.table import LatencyTableFaults
+
+    install(raising(LatencyTableFaults("1 fault", result={"faults": 1})))
+    result = hwnas("profile", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"faults": 1}
+    assert "error: 1 fault" in result.stderr
 
 
 def test_a_list_of_values_is_shown_line_by_line(

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,7 +21,7 @@ from hwnas.core.environment import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget what was found out about this machine, before and after."""
-    caches = (environment.this_device, environment._git_state)
+    caches = (environment._this_machine, environment._this_gpu, environment._git_state)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -88,6 +89,60 @@ def test_a_machine_that_tells_nothing_is_survived(
     assert made.device.memory_mib == 0
     assert made.device.governor == ""
     assert made.device.cores >= 1
+
+
+def test_a_gpu_takes_the_processors_place(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        answer = "NVIDIA H200, 570.86.15\nNVIDIA H200, 570.86.15\n"
+        return subprocess.CompletedProcess(command, 0, stdout=answer, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    gpu, machine = this_device("cuda"), this_device()
+    assert (gpu.name, gpu.driver) == ("NVIDIA H200", "570.86.15")
+    assert gpu.facts == {"processor": machine.name}
+    assert (gpu.cores, gpu.system) == (machine.cores, machine.system)
+    assert (machine.driver, machine.facts) == ("", {})
+    this_device("cuda")
+    assert len(asked) == 1  # it is asked once
+    assert asked[0][0] == "nvidia-smi"
+
+
+def answer_nothing(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
+
+
+def answer_words(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess(command, 0, stdout="No devices were found\n", stderr="")
+
+
+def refuse(command: list[str], **_: object) -> NoReturn:
+    raise subprocess.CalledProcessError(9, command)
+
+
+def hang(command: list[str], **_: object) -> NoReturn:
+    raise subprocess.TimeoutExpired(command, 20)
+
+
+@pytest.mark.parametrize("run", [fail, answer_nothing, answer_words, refuse, hang])
+def test_a_gpu_that_does_not_answer_is_unknown(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", run)
+    gpu = this_device("cuda")
+    assert (gpu.name, gpu.driver) == ("unknown NVIDIA GPU", "")
+
+
+def test_another_device_has_its_own_name_and_libraries() -> None:
+    board = replace(this_device(), name="Raspberry Pi 5", facts={"power mode": "15 W"})
+    made = provenance(board, {"onnxruntime": "1.23.2"})
+    assert made.device == board
+    assert made.packages == {"onnxruntime": "1.23.2"}
+    assert decode_json(encode_json(made), Provenance, source="test") == made
+    # What is not known of a board is not taken from here.
+    assert provenance(board, {}).packages == {}
 
 
 def test_a_board_names_itself(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

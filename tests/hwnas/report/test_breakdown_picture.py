@@ -18,10 +18,11 @@ from hwnas.report.breakdown_picture import (
     breakdown_svg,
 )
 from hwnas.report.drawing import drawing_style
-from hwnas_profilers.breakdown import NodeTiming, ProfiledModel, breakdown_from_profile
+from hwnas_profilers.breakdown.measure import breakdown_from_profile
+from hwnas_profilers.breakdown.values import NodeTiming, ProfiledModel
 
 if TYPE_CHECKING:
-    from hwnas_profilers.breakdown import Breakdown
+    from hwnas_profilers.breakdown.values import Breakdown
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -16,7 +16,7 @@ from hwnas.core.artifacts import ManifestDraft, new_artifact, read_manifest, sha
 from hwnas.core.decoding import read_json
 from hwnas.core.errors import ArtifactError, ConfigError, InputFileError, TargetError
 from hwnas.stages.breakdown import CSV_FILE, JSON_FILE, PNG_FILE, SVG_FILE, make_breakdown
-from hwnas_profilers.breakdown import Breakdown
+from hwnas_profilers.breakdown.values import Breakdown
 from hwnas_profilers.timing import TimingSettings
 
 if TYPE_CHECKING:

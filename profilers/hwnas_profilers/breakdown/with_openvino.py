@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +9,15 @@ import numpy as np
 import onnx
 
 from hwnas.core.errors import ExportError
-from hwnas_profilers.breakdown import (
-    NodeTiming,
-    ProfiledModel,
-    profiled_calls,
-    shape_text,
-    timed_us,
-)
-from hwnas_profilers.breakdown_inputs import feed_text, fix_shapes, inputs_of, random_feed
-from hwnas_profilers.breakdown_model import onnx_model, read_onnx
+from hwnas_export.openvino_runner import import_openvino
+from hwnas_profilers.breakdown.inputs import feed_text, fix_shapes, inputs_of, random_feed
+from hwnas_profilers.breakdown.measure import profiled_calls, timed_us
+from hwnas_profilers.breakdown.model import onnx_model, read_onnx
+from hwnas_profilers.breakdown.values import NodeTiming, ProfiledModel, shape_text
 
 if TYPE_CHECKING:
     from hwnas.core.progress import Progress
-    from hwnas_profilers.breakdown_model import ModelSource
+    from hwnas_profilers.breakdown.model import ModelSource
     from hwnas_profilers.timing import TimingSettings
 
 _NO_WORK = {"Parameter", "Result", "Constant"}
@@ -50,8 +45,7 @@ def _profile_model(
     settings: TimingSettings,
     progress: Progress,
 ) -> ProfiledModel:
-    # By name, as it is optional and ships no types.
-    ov: Any = importlib.import_module("openvino")
+    ov: Any = import_openvino()
 
     model = onnx_model(source, input_shape, batch)
     proto = onnx.load_from_string(model) if isinstance(model, bytes) else read_onnx(Path(model))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.core.errors import ConfigError
-from hwnas_profilers.breakdown import shape_text
+from hwnas_profilers.breakdown.values import shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

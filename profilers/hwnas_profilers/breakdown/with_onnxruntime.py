@@ -13,16 +13,11 @@ import onnx
 import onnxruntime as ort
 
 from hwnas.core.errors import ExportError
-from hwnas_profilers.breakdown import (
-    NodeTiming,
-    ProfiledModel,
-    profiled_calls,
-    shape_text,
-    timed_us,
-)
-from hwnas_profilers.breakdown_graph import RuntimeGraph
-from hwnas_profilers.breakdown_inputs import feed_text, fix_shapes, inputs_of, random_feed
-from hwnas_profilers.breakdown_model import onnx_model, read_onnx
+from hwnas_profilers.breakdown.graph import RuntimeGraph
+from hwnas_profilers.breakdown.inputs import feed_text, fix_shapes, inputs_of, random_feed
+from hwnas_profilers.breakdown.measure import profiled_calls, timed_us
+from hwnas_profilers.breakdown.model import onnx_model, read_onnx
+from hwnas_profilers.breakdown.values import NodeTiming, ProfiledModel, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hwnas.core.progress import Progress
-    from hwnas_profilers.breakdown_graph import Shape
-    from hwnas_profilers.breakdown_model import ModelSource
+    from hwnas_profilers.breakdown.graph import Shape
+    from hwnas_profilers.breakdown.model import ModelSource
     from hwnas_profilers.timing import TimingSettings
 
     Feed = dict[str, NDArray[np.generic]]

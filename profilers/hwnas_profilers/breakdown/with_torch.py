@@ -16,14 +16,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hwnas.core.errors import ConfigError, ExportError
 from hwnas.core.threads import torch_threads
-from hwnas_profilers.breakdown import (
-    NodeTiming,
-    ProfiledModel,
-    profiled_calls,
-    shape_text,
-    timed_us,
-)
-from hwnas_profilers.breakdown_inputs import ModelInput, feed_text, random_feed
+from hwnas_profilers.breakdown.inputs import ModelInput, feed_text, random_feed
+from hwnas_profilers.breakdown.measure import profiled_calls, timed_us
+from hwnas_profilers.breakdown.values import NodeTiming, ProfiledModel, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hwnas.core.progress import Progress
-    from hwnas_profilers.breakdown_model import ModelSource
+    from hwnas_profilers.breakdown.model import ModelSource
     from hwnas_profilers.timing import TimingSettings
 
 _CALL = "hwnas.call"
