@@ -11,7 +11,8 @@ import numpy as np
 from hwnas.core.artifacts import write_atomically
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
-from hwnas_profilers.timing import TimingSettings, time_interleaved
+from hwnas_export.runner import host_sampler
+from hwnas_profilers.timing import RoundLog, TimingSettings, time_interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,7 +45,9 @@ def compare(
         warmup_calls=2,
         min_sample_us=0.0,
     )
-    timed = dict(zip(rivals, time_interleaved(list(rivals.values()), settings), strict=True))
+    log = RoundLog()
+    found = time_interleaved([host_sampler(call) for call in rivals.values()], settings, log=log)
+    timed = {rival: each.samples_us for rival, each in zip(rivals, found, strict=True)}
     base = np.median(timed[baseline])
     for rival, samples_us in timed.items():
         low, median, high = np.percentile(samples_us, [10, 50, 90]) / 1e3
@@ -56,7 +59,13 @@ def compare(
         "benchmark": name,
         "baseline": baseline,
         "facts": dict(facts),
+        "rounds": {"kept": log.kept, "repeated": log.disturbed, "noisy": log.noisy},
         "samples_us": {rival: samples_us.tolist() for rival, samples_us in timed.items()},
         "provenance": provenance(),
     }
-    write_atomically(RESULTS / f"{name}.json", encode_json(document, indent=1))
+    write_results(name, document)
+
+
+def write_results(name: str, document: Mapping[str, object]) -> None:
+    """Write what a benchmark found to `results/NAME.json`."""
+    write_atomically(RESULTS / f"{name}.json", encode_json(dict(document), indent=1))

@@ -49,6 +49,7 @@ class OperatorCosts:
         Raises:
             LatencyTableMiss: It is not in the table.
         """
+        prior_us = self.prior_us(key)  # first, as one that is not in the table has no latency
         if key in self._calibrated:
             return self._calibrated[key]
-        return max(0.0, self._scale * self.prior_us(key) + self._per_operator_us)
+        return max(0.0, self._scale * prior_us + self._per_operator_us)

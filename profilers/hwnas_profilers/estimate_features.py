@@ -87,6 +87,7 @@ def _sizes(key: OperatorKey) -> list[float]:
         inputs,
         outputs,
         key.hidden,
+        key.hidden / inputs,
         inner,
         pixels_in,
         pixels_out,

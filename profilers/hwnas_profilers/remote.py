@@ -93,7 +93,7 @@ class RemoteProfiler(Profiler):
         models: dict[int, Model] = {}
         for index, workload in enumerate(workloads):
             try:
-                proto = self.models.model_of(workload, self.target.runtime.precision)
+                proto = self.onnx_of(workload)
             except ExportError as error:
                 rejected[index] = error.message
                 continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
-from hwnas.core.decoding import convert
+from hwnas.core.decoding import convert, encode_json
 from hwnas.core.errors import ConfigError, LatencyTableError
 from hwnas_profilers.records import (
     SCHEMA,
@@ -223,19 +223,17 @@ def record_from_line(line: bytes, path: Path, number: int) -> Record:
 
     msgspec passes over unknown keys, and a walk over 5,000 documents to find them takes half a
     second. But what hwnas wrote comes back byte for byte when it is encoded again, and an unknown
-    key does not; so only lines that others wrote or edited are walked.
+    key does not; so only lines that others wrote or edited are walked, spaces aside.
 
     Raises:
         LatencyTableError: It cannot be read, or is no record that a table holds.
     """
-    for start, decoder in _FAST_DECODERS:
-        if line.startswith(start):
-            try:
-                fast: Record = decoder.decode(line)
-            except _NOT_JSON:
-                break  # the slow way says what is wrong
-            if msgspec.json.encode(fast, order="deterministic") == line:
-                return fast
+    try:
+        fast = _record_as_written(line) or _record_as_written(msgspec.json.format(line, indent=-1))
+    except _NOT_JSON:
+        fast = None  # the slow way says what is wrong
+    if fast is not None:
+        return fast
     try:
         document = msgspec.json.decode(line)
     except _NOT_JSON as error:
@@ -251,6 +249,15 @@ def record_from_line(line: bytes, path: Path, number: int) -> Record:
             hint="restore the file, or delete that line and profile again",
         )
     return _strict(document, kind, path, number)
+
+
+def _record_as_written(line: bytes) -> Record | None:
+    """Decode a line that is as hwnas writes it; None where it is not, or cannot be decoded."""
+    for start, decoder in _FAST_DECODERS:
+        if line.startswith(start):
+            record: Record = decoder.decode(line)
+            return record if encode_json(record) == line else None
+    return None
 
 
 def _strict(document: object, kind: type[T], path: Path, number: int) -> T:

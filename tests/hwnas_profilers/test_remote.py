@@ -318,8 +318,8 @@ def test_what_the_runtime_rejects_is_recorded_with_its_words(
     with profiler() as board:
         model_of = board.models.model_of
 
-        def spoiled(workload: Workload, precision: str = "fp32") -> Any:
-            model = model_of(workload, precision)
+        def spoiled(workload: Workload, *how: Any, **other: Any) -> Any:
+            model = model_of(workload, *how, **other)
             if workload is bad:
                 model.graph.node[0].op_type = "Frobnicate"
             return model

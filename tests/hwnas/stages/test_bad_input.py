@@ -121,7 +121,7 @@ def test_an_unknown_key_names_the_nearest(
         ([("threat.eps", "8/0")], "is not a number"),
         ([("space.name", "rnas-cl-xl")], "did you mean `rnas-cl-"),
         ([("target.name", "onnxruntime-cpi")], "did you mean `onnxruntime-cpu`?"),
-        ([("target.name", "tensorrt")], "cannot be used here"),
+        ([("target.name", "tensorrt-fp16")], "cannot be used here"),
         ([("data.source", "digit")], "did you mean `digits`?"),
         ([("data.source", "npz")], "needs a path"),
         ([("data.source", "npz:nowhere.npz")], "nowhere.npz cannot be read"),

@@ -11,7 +11,6 @@ import onnx
 import onnx.helper as oh
 import pytest
 
-import hwnas_profilers.breakdown
 from hwnas.core.artifacts import ManifestDraft, new_artifact, read_manifest, sha256_of_file
 from hwnas.core.decoding import read_json
 from hwnas.core.errors import ArtifactError, ConfigError, InputFileError, TargetError
@@ -46,7 +45,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured before it was checked")
 
-    monkeypatch.setattr(hwnas_profilers.breakdown, "measure_breakdown", refuse)
+    monkeypatch.setattr("hwnas_profilers.breakdown.measure.measure_breakdown", refuse)
 
 
 def test_everything_is_written_and_reads_back(model: Path, tmp_path: Path) -> None:

@@ -25,25 +25,33 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc"),
 ]
 
-# All that hwnas writes is synced before it is renamed into its place. So the command line sends
-# itself a signal at the n-th sync of a file whose path holds a text: the worst of moments.
+# All that hwnas writes is synced before it is renamed into its place, but for latency tables, which
+# are written line by line. So the command line sends itself a signal at the n-th sync of a file, or
+# line of a table, whose path holds a text: the worst of moments.
 SCRIPT = """
 import os, signal, sys
 
 text, number, name, *sys.argv[1:] = sys.argv[1:]
 left = int(number)
-fsync = os.fsync
+fsync, pwrite = os.fsync, os.pwrite
 
-def fsync_or_stop(file):
+def count(file, is_line):
     global left
-    descriptor = file if isinstance(file, int) else file.fileno()
-    left -= text in os.readlink(f"/proc/self/fd/{descriptor}")
+    path = os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}")
+    left -= text in path and is_line == path.endswith(".jsonl")
     if left == 0:
         left = -1
         os.kill(os.getpid(), signal.Signals[name])
+
+def fsync_or_stop(file):
+    count(file, False)
     fsync(file)
 
-os.fsync = fsync_or_stop
+def pwrite_or_stop(file, *arguments):
+    count(file, True)
+    return pwrite(file, *arguments)
+
+os.fsync, os.pwrite = fsync_or_stop, pwrite_or_stop
 from hwnas.cli.main import main
 main()
 """
@@ -228,8 +236,8 @@ def test_ctrl_c_while_networks_are_exported(delay_s: float, start: Start, tmp_pa
     arguments = ("--space", "rnas-cl-xs", "--target", "onnxruntime-cpu", "--out", tmp_path / "t")
     with start("profile", *arguments) as process:
         assert process.stderr is not None
-        while "compiling: " not in (line := process.stderr.readline()):
-            assert line, "it ended before it compiled"
+        while "exporting: " not in (line := process.stderr.readline()):
+            assert line, "it ended before it exported"
         time.sleep(delay_s)
         os.kill(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=60)

@@ -196,7 +196,7 @@ def test_derive_tightens_by_what_a_measurement_is_over(
         statistics = Statistics(n=20, **dict.fromkeys(names, median))
         return [profiler.NetworkTiming(statistics=statistics, first_us=median, second_us=median)]
 
-    monkeypatch.setattr(profiler, "profile_networks", timed)
+    monkeypatch.setattr(profiler.Profiler, "time_networks", timed)
     derived = hwnas(*call)
     assert result_of(derived)["attempts"] == 2
     assert "over the budget: tightened by that much" in derived.stderr
