@@ -44,12 +44,12 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 bench: install ## run every benchmark; results go to benchmarks/results
-	@set -e; for script in benchmarks/[a-z]*.py; do \
-		test -f "$$script" || { echo "no benchmarks yet"; break; }; \
+	@set -e; for script in benchmarks/[a-z]*.py benchmarks/latency/[a-z]*.py; do \
 		echo "== $$script"; $(BIN)/python "$$script"; done
 
-docs: install ## write the command line reference again
+docs: install ## write the command line reference and the schema of latency tables again
 	$(BIN)/python -m hwnas.cli.reference docs/cli.md
+	$(BIN)/python -m hwnas_profilers.table_schema latency_tables/schema.json
 
 clean: ## remove caches, builds and .venv; runs/ is kept
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

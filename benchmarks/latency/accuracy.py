@@ -31,7 +31,7 @@ from hwnas.latency.fit import fit_latency
 from hwnas.latency.in_network import OperatorCosts
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
-from hwnas.stages.calibrate import drawn_genotypes, operator_counts
+from hwnas.stages.calibrate import drawn_genotypes, operator_counts, weights_bytes
 from hwnas.stages.profile import make_table
 from hwnas_profilers.profiler import profiler_for
 from hwnas_profilers.targets import parse_target
@@ -81,7 +81,10 @@ def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
     """Profile, time networks, fit on some, and judge on the others."""
     name = space.spec.name
     generator = np.random.default_rng(seed)
-    genotypes = drawn_genotypes(space, max(CALIBRATION) + HOLDOUT, generator)
+    drawn = dict.fromkeys(drawn_genotypes(space, max(CALIBRATION), generator))
+    while len(drawn) < max(CALIBRATION) + HOLDOUT:  # held-out ones are uniformly random
+        drawn[space.random_genotype(generator)] = None
+    genotypes = list(drawn)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         timing = TimingSettings(relative_width=0.01, seed=seed)
@@ -182,7 +185,9 @@ def predict(
             for each in (counts, counts_new)
         )
         predicted["node_sum_affine"] = new @ relative_least_squares(columns, measured_us)
-    predicted[OURS] = fit_latency(keys, prior_us, counts, measured_us).predict(counts_new)
+    predicted[OURS] = fit_latency(keys, prior_us, weights_bytes(keys), counts, measured_us).predict(
+        counts_new
+    )
     return predicted
 
 

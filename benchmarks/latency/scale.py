@@ -27,20 +27,18 @@ from hwnas.latency.model import LatencyModel
 from hwnas.space.operators import macs_of_operator
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import SpaceSpec, StageSpec
-from hwnas.stages.calibrate import drawn_genotypes, operator_counts
+from hwnas.stages.calibrate import drawn_genotypes, operator_counts, weights_bytes
 from hwnas_profilers.operators import profile_operators
 from hwnas_profilers.profiler import Compiled, Profiler
 from hwnas_profilers.records import EnergyStatistics, TableHeader
 from hwnas_profilers.table import LatencyTable
 from hwnas_profilers.targets import Target
-from hwnas_profilers.timing import TimingSettings
+from hwnas_profilers.timing import TimingSettings, Visit
 from hwnas_profilers.workload import Chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
-
-    from numpy.typing import NDArray
 
     from hwnas_profilers.conditions import MachineState
     from hwnas_profilers.workload import Operator, Workload
@@ -65,12 +63,11 @@ class SyntheticBench:
     def prepare(self, index: int, settings: TimingSettings) -> None:
         """Do nothing: there is no device to warm up."""
 
-    def visit(
-        self, indices: Sequence[int], samples: Sequence[int]
-    ) -> Iterator[NDArray[np.float64]]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         """Draw samples."""
         for index, count in zip(indices, samples, strict=True):
-            yield self._times_us[index] * self._generator.lognormal(0, 0.01, count)
+            samples_us = self._times_us[index] * self._generator.lognormal(0, 0.01, count)
+            yield Visit(samples_us=samples_us)
 
     def state(self) -> MachineState | None:
         """Return nothing: a made-up machine is never disturbed."""
@@ -181,7 +178,7 @@ def main() -> None:
         costs = OperatorCosts(table)
         prior_us = np.array([costs.prior_us(key) for key in keys])
         counts = operator_counts(space, genotypes, keys)
-        fit = fit_latency(keys, prior_us, counts, measured_us)
+        fit = fit_latency(keys, prior_us, weights_bytes(keys), counts, measured_us)
     error_percent = float(100 * np.mean(np.abs(fit.predict(counts) / measured_us - 1)))
     with clocked("latency model of the space"):
         model = LatencyModel(space, table)

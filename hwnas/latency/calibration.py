@@ -28,6 +28,7 @@ def calibration_record(
     keys: Sequence[OperatorKey],
     isolated_us: Floats,
     prior_us: Floats,
+    weights_bytes: Floats,
     counts: Floats,
     networks: Sequence[NetworkMeasurement],
     holdout_counts: Floats,
@@ -42,6 +43,7 @@ def calibration_record(
         keys: The operators, in the order of the columns of the counts; K of them.
         isolated_us: Their latencies alone, (K,).
         prior_us: The same less their share of seams: `OperatorCosts.prior_us`, (K,).
+        weights_bytes: Size of each one's weights, (K,).
         counts: Operator counts of the networks of the fit, (N, K).
         networks: Their measurements; N.
         holdout_counts: Operator counts of the held-out networks, (M, K).
@@ -57,7 +59,7 @@ def calibration_record(
     holdout_us, holdout_macs = _medians_and_macs(holdout_networks)
     if not (len(keys) == len(isolated_us) == holdout_counts.shape[1]):
         raise DataError("operators, their latencies and the counts do not fit each other")
-    fit = fit_latency(keys, prior_us, counts, measured_us)
+    fit = fit_latency(keys, prior_us, weights_bytes, counts, measured_us)
     baselines = baseline_predictions(
         counts=counts,
         isolated_us=isolated_us,

@@ -37,6 +37,10 @@ def module_of_operator(key: OperatorKey) -> nn.Module:
     Raises:
         ConfigError: No operator of our spaces is of that kind or variant.
     """
+    return as_trained(_built(key)).eval()
+
+
+def _built(key: OperatorKey) -> nn.Module:
     module: nn.Module
     if key.kind == "stem":
         module = Stem(key.in_shape[0], key.out_shape[0], stride=key.stride)
@@ -58,7 +62,7 @@ def module_of_operator(key: OperatorKey) -> nn.Module:
         module = Head(key.in_shape[0], key.out_shape[0])
     else:
         raise ConfigError(f"no operator of kind `{key.kind}`", hint="known: stem, mbconv, head")
-    return as_trained(module).eval()
+    return module
 
 
 def as_trained(module: M) -> M:
@@ -99,3 +103,18 @@ def macs_of_operator(key: OperatorKey) -> int:
     # Its two 1x1 convolutions see one pixel: the mean.
     excite = 2 * inner * squeeze_width(inner) if key.variant == HSWISH_SE else 0
     return expand + depthwise + excite + project
+
+
+@functools.cache
+def weights_of_operator(key: OperatorKey) -> int:
+    """Count an operator's weights, with batch normalization folded into the convolutions."""
+    with torch.device("meta"):
+        parts = list(_built(key).modules())
+    weights = sum(
+        parameter.numel()
+        for part in parts
+        if not isinstance(part, nn.BatchNorm2d)
+        for parameter in part.parameters(recurse=False)
+    )
+    # Folded, each leaves a bias behind.
+    return weights + sum(part.num_features for part in parts if isinstance(part, nn.BatchNorm2d))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -50,9 +49,8 @@ def calibrate(
 ) -> CalibrateResult:
     """Time whole networks on the target and fit the latency table to them.
 
-    The networks are drawn at random, the space's smallest and largest among those of the fit. The
-    fit and its errors on the held-out networks are appended to the table, beside those of simpler
-    predictors.
+    The networks are drawn at random. The fit and its errors on the held-out networks are appended
+    to the table, beside those of simpler predictors.
 
     Args:
         table: A complete latency table of this machine.
@@ -149,6 +147,7 @@ def make_calibration(
         keys=keys,
         isolated_us=np.array([table.latency_us(key) for key in keys]),
         prior_us=np.array([costs.prior_us(key) for key in keys]),
+        weights_bytes=weights_bytes(keys),
         counts=counts[:networks],
         networks=measured[:networks],
         holdout_counts=counts[networks:],
@@ -170,15 +169,24 @@ def drawn_genotypes(
 ) -> list[Genotype]:
     """Draw networks, each once, that have none of some operators.
 
-    The first are the space's smallest and largest: random ones crowd around the middle, and a fit
-    to them alone would have to be believed where nothing was measured.
+    Every fourth one is drawn lopsided: its blocks take their last option, the smallest or a skip,
+    with one probability for the whole network. Others crowd around the middle of the space, and a
+    fit to them alone would have to be believed where nothing was measured.
 
     Raises:
         ConfigError: The space has fewer.
     """
     drawn: dict[Genotype, None] = {}
-    candidates = (space.random_genotype(generator) for _ in range(100 * count))
-    for genotype in itertools.chain((space.smallest, space.largest), candidates):
+    for _ in range(100 * count):
+        genotype = space.random_genotype(generator)
+        if len(drawn) % 4 == 1:
+            share = generator.random()
+            genotype = space.genotype_of_choices(
+                [
+                    len(options) - 1 if generator.random() < share else choice
+                    for options, choice in zip(space.options, space.choices(genotype), strict=True)
+                ]
+            )
         if without.isdisjoint(space.operators_of(genotype)):
             drawn[genotype] = None
         if len(drawn) == count:
@@ -187,6 +195,15 @@ def drawn_genotypes(
         f"{space.spec.name} has too few networks to draw {count} different ones",
         hint="lower --networks and --holdout",
     )
+
+
+def weights_bytes(keys: Sequence[OperatorKey]) -> NDArray[np.float64]:
+    """Return the size of operators' weights in fp32, (operators,): what counts is their ratio."""
+    import numpy as np
+
+    from hwnas.space.operators import weights_of_operator
+
+    return np.array([4.0 * weights_of_operator(key) for key in keys])
 
 
 def operator_counts(

@@ -10,6 +10,12 @@ LOAD_LIMIT = 0.25
 """Other programs may take this share of all cores' time."""
 CLOCK_LIMIT = 0.05
 """The clock may be this far from what it usually was of late."""
+CORE_LIMIT = 0.15
+"""A core's throughput may be this much less than in its quietest moments."""
+QUIET_SHARE = 0.10
+"""Share of the visits that are taken for quiet moments."""
+MEMORY_LIMIT = 0.10
+"""Memory may be this much slower than in the quietest quarter of this run."""
 
 _REMEMBERED_ROUNDS = 101
 """What is usual is learned from this many rounds: a lasting change of clock is usual after half."""
@@ -29,6 +35,7 @@ class MachineState:
         temperature_c: Hottest thermal zone; None where there is none.
         clock_mhz: Mean frequency that the system reports; None where it does not.
         throttled: Throttling flags as the board words them; empty where it has none.
+        memory_ns: Time of reading some MiB, which follows what others leave of the shared cache.
     """
 
     at_ns: float
@@ -40,6 +47,7 @@ class MachineState:
     temperature_c: float | None
     clock_mhz: float | None
     throttled: str
+    memory_ns: float | None = None
 
 
 def load_of_others(before: MachineState, after: MachineState) -> float | None:
@@ -66,6 +74,7 @@ class DisturbanceWatch:
 
     def __init__(self) -> None:
         self._pilots_ns: deque[float] = deque(maxlen=_REMEMBERED_ROUNDS)
+        self._memory_ns: deque[float] = deque(maxlen=_REMEMBERED_ROUNDS)
 
     def judge(self, before: MachineState, after: MachineState) -> str:
         """Return why the round between two readings was disturbed; empty where it was not."""
@@ -85,4 +94,18 @@ class DisturbanceWatch:
         fastest_ns = min(before.pilot_ns, after.pilot_ns)
         if slowest_ns > usual_ns * (1 + CLOCK_LIMIT) or fastest_ns < usual_ns * (1 - CLOCK_LIMIT):
             return "change of clock"
-        return ""
+        return "busy memory" if self._is_memory_busy(before, after) else ""
+
+    def _is_memory_busy(self, before: MachineState, after: MachineState) -> bool:
+        """Tell whether others were at the shared cache, which the load of this machine hides.
+
+        It has a quiet state and busier ones that last for seconds, so it is compared with the quiet
+        quarter, not with the middle: that would be either.
+        """
+        if before.memory_ns is None or after.memory_ns is None:
+            return False
+        self._memory_ns.append(after.memory_ns)
+        ordered = sorted(self._memory_ns)
+        quiet_ns = ordered[len(ordered) // 4]
+        # Both readings: one alone is as short as an interrupt.
+        return min(before.memory_ns, after.memory_ns) > quiet_ns * (1 + MEMORY_LIMIT)

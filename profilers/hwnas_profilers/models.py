@@ -36,14 +36,15 @@ class OnnxModels:
 
     def export(self, workloads: Iterable[Workload], *, progress: Progress = SILENT) -> None:
         """Export what is not there yet of these workloads and of the parts of chains."""
-        parts = dict.fromkeys(part for workload in workloads for part in _parts(workload))
-        missing = [part for part in parts if _identity(part) not in self._kept]
+        # By name: the same operator built twice is not equal, as functions that build never are.
+        parts = {_identity(part): part for workload in workloads for part in _parts(workload)}
+        missing = [part for name, part in parts.items() if name not in self._kept]
         if not missing:
             return
         if self._kept_bytes > _KEPT_BYTES:
             self._kept.clear()
             self._kept_bytes = 0
-            missing = list(parts)
+            missing = list(parts.values())
         with progress.task("exporting", len(missing)) as task:
             for begin in range(0, len(missing), _EXPORT_CHUNK):
                 chunk = missing[begin : begin + _EXPORT_CHUNK]

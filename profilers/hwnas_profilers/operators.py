@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from hwnas_profilers.timing import RoundLog, Timed, TimingSettings
     from hwnas_profilers.workload import Chain, OperatorKey
 
-GROUP_SIZE = 64
-"""Workloads that are compiled and timed together: bounds memory, and what a killed run loses."""
+GROUP_SIZE = 512
+"""Workloads that are compiled and timed together. As many as memory holds, for what lies in one
+group shares the same rounds: between groups a machine was seen to change its speed by a tenth,
+which then stands in the table as if some operators were slower. A killed run loses the unfinished
+ones."""
 
 
 def profile_operators(
@@ -171,6 +174,7 @@ def _session(profiler: Profiler, workloads: int, seconds: float) -> Session:
         temperature_c=_ends(log, "temperature_c"),
         clock_mhz=_ends(log, "clock_mhz"),
         pilot_us=float(np.median(log.pilots_ns)) / 1e3 if log.pilots_ns else None,
+        memory_us=float(np.median(log.memories_ns)) / 1e3 if log.memories_ns else None,
         throttled=log.states[-1].throttled if log.states else "",
         facts=profiler.facts(),
     )

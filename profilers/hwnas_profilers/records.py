@@ -159,6 +159,8 @@ class Session:
         clock_mhz: Mean frequency at the begin and at the end; None where not readable.
         pilot_us: Median time of the fixed computation that follows the clock; None where no round
             was watched.
+        memory_us: Median time of reading some MiB, which follows what others leave of the shared
+            cache; None likewise.
         throttled: Throttling flags at the end; empty where there are none.
         facts: What else the device says of itself, e.g. its power mode.
     """
@@ -174,6 +176,7 @@ class Session:
     temperature_c: tuple[float, float] | None
     clock_mhz: tuple[float, float] | None
     pilot_us: float | None
+    memory_us: float | None = None
     throttled: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     record: Literal["session"] = "session"

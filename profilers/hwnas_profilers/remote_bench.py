@@ -12,11 +12,10 @@ import numpy as np
 
 from hwnas.core.errors import TargetError
 from hwnas_profilers.conditions import MachineState
+from hwnas_profilers.timing import Visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from numpy.typing import NDArray
 
     from hwnas.core.progress import Progress
     from hwnas_profilers.remote_board import Board
@@ -62,6 +61,7 @@ class _Prepared:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Visited:
     samples_us: list[list[float]]
+    cores_ns: list[float]
     state: MachineState
 
 
@@ -205,9 +205,7 @@ class RemoteBench:
         self._ready.discard(self._accepted[index])
         self._spans.pop(self._accepted[index], None)
 
-    def visit(
-        self, indices: Sequence[int], samples: Sequence[int]
-    ) -> Iterator[NDArray[np.float64]]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         """See `Bench`."""
         ids = [self._accepted[index] for index in indices]
 
@@ -226,8 +224,8 @@ class RemoteBench:
         if [len(taken) for taken in answer.samples_us] != list(samples):
             raise TargetError(f"{self._holder.board.target} took other samples than asked for")
         self._state = self._clock.continued(answer.state)
-        for taken in answer.samples_us:
-            yield np.array(taken, dtype=np.float64)
+        for taken, core_ns in zip(answer.samples_us, answer.cores_ns, strict=True):
+            yield Visit(samples_us=np.array(taken, dtype=np.float64), core_ns=core_ns)
 
     def state(self) -> MachineState:
         """See `Bench`; after a round it is the one that came with the round."""

@@ -10,6 +10,8 @@ What is timed lies behind a `Bench`: on this machine, or on a board at the other
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Protocol, Self
@@ -18,8 +20,14 @@ import numpy as np
 
 from hwnas.core.errors import ConfigError, DataError
 from hwnas.core.progress import SILENT
-from hwnas_profilers.agent import calls_per_sample, machine_state, take_samples
-from hwnas_profilers.conditions import DisturbanceWatch, MachineState, load_of_others
+from hwnas_profilers.agent import calls_per_sample, machine_state, take_visit
+from hwnas_profilers.conditions import (
+    CORE_LIMIT,
+    QUIET_SHARE,
+    DisturbanceWatch,
+    MachineState,
+    load_of_others,
+)
 from hwnas_profilers.statistics import MIN_SAMPLES, relative_width
 
 if TYPE_CHECKING:
@@ -34,6 +42,9 @@ if TYPE_CHECKING:
 
 _STEPPED = "clock that stood still or ran backward"
 _MAX_STEPPED_ROUNDS = 10
+_SHARED = "shared core"
+_MOST_DROPPED = 3
+_REMEMBERED_VISITS = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +128,24 @@ class TimingSettings:
             relative_width=relative_width,
             min_samples=200,
             max_samples=300,
+            samples_per_round=10,
             min_sample_us=500.0,
             seed=seed,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """What one visit of a workload gave.
+
+    Attributes:
+        samples_us: Samples in microseconds per call, (n,).
+        core_ns: Time of a fixed computation that uses all of a core, right beside the samples; None
+            where nothing like it can be read.
+    """
+
+    samples_us: Floats
+    core_ns: float | None = None
 
 
 class Bench(Protocol):
@@ -129,8 +155,8 @@ class Bench(Protocol):
         """Warm a workload up, and find how many of its calls a sample takes."""
         ...
 
-    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Floats]:
-        """Visit workloads in this order; yield the samples of each, in microseconds per call."""
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
+        """Visit workloads in this order, and take so many samples of each."""
         ...
 
     def state(self) -> MachineState | None:
@@ -157,11 +183,14 @@ class LocalBench:
             self._samplers[index], settings.warmup_calls, settings.min_sample_us
         )
 
-    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Floats]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         """See `Bench`."""
         for index, count in zip(indices, samples, strict=True):
-            taken = take_samples(self._samplers[index], count, self._spans[index])
-            yield np.array(taken, dtype=np.float64)
+            taken, core_ns = take_visit(self._samplers[index], count, self._spans[index])
+            yield Visit(
+                samples_us=np.array(taken, dtype=np.float64),
+                core_ns=core_ns if self._watched else None,
+            )
 
     def state(self) -> MachineState | None:
         """See `Bench`."""
@@ -175,10 +204,32 @@ class Timed:
     Attributes:
         rounds: Samples of each round that was kept, in microseconds per call.
         disturbed: Visits that were thrown away.
+        cores_ns: Beside each round: see `Visit`.
     """
 
     rounds: list[Floats] = field(default_factory=list)
     disturbed: int = 0
+    cores_ns: list[float] = field(default_factory=list)
+
+    def add(self, visit: Visit) -> None:
+        """Keep a visit."""
+        self.rounds.append(visit.samples_us)
+        self.cores_ns.append(visit.core_ns or 0.0)
+
+    def drop_slow(self, limit_ns: float, settings: TimingSettings) -> int:
+        """Throw visits away during which the core was shared; return how many.
+
+        Those of former rounds too: what is quiet may show itself late. No more than
+        `_MOST_DROPPED` for each that is needed, or a core that is always shared would be measured
+        for ever.
+        """
+        most = _MOST_DROPPED * -(-settings.max_samples // settings.samples_per_round)
+        slow = [place for place, core_ns in enumerate(self.cores_ns) if core_ns > limit_ns]
+        slow = slow[: max(0, most - self.disturbed)]
+        for place in reversed(slow):
+            del self.rounds[place], self.cores_ns[place]
+        self.disturbed += len(slow)
+        return len(slow)
 
     @property
     def samples_us(self) -> Floats:
@@ -203,6 +254,8 @@ class RoundLog:
         states: First and last reading; empty before any.
         loads: Share of all cores' time that other programs took, of each round.
         pilots_ns: Time of the fixed computation, of each round.
+        memories_ns: Time of reading some MiB, of each round.
+        cores_ns: Time of the computation that uses all of a core, of the latest visits.
     """
 
     kept: int = 0
@@ -212,7 +265,16 @@ class RoundLog:
     states: list[MachineState] = field(default_factory=list)
     loads: list[float] = field(default_factory=list)
     pilots_ns: list[float] = field(default_factory=list)
+    memories_ns: list[float] = field(default_factory=list)
+    cores_ns: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_VISITS))
     watch: DisturbanceWatch = field(default_factory=DisturbanceWatch)
+
+    def core_limit_ns(self, visits: Sequence[Visit]) -> float:
+        """Take note of a round's visits, and return when a core counts as shared."""
+        self.cores_ns.extend(visit.core_ns for visit in visits if visit.core_ns is not None)
+        if not self.cores_ns:
+            return math.inf
+        return (1 + CORE_LIMIT) * float(np.quantile(np.array(self.cores_ns), QUIET_SHARE))
 
     def judge(self, before: MachineState | None, after: MachineState | None) -> str:
         """Take note of a round's readings, and return why it was disturbed, if it was."""
@@ -222,6 +284,8 @@ class RoundLog:
         if len(self.states) == 1:
             self.states.insert(0, before)
         self.pilots_ns.append(after.pilot_ns)
+        if after.memory_ns is not None:
+            self.memories_ns.append(after.memory_ns)
         load = load_of_others(before, after)
         if load is not None:
             self.loads.append(load)
@@ -270,7 +334,7 @@ def time_in_rounds(
             after = bench.state()
             reason = log.judge(before, after)
             before = after
-            if any(visit.min() <= 0 for visit in visits):
+            if any(visit.samples_us.min() <= 0 for visit in visits):
                 reason, stepped = _STEPPED, stepped + 1
                 if stepped > _MAX_STEPPED_ROUNDS:
                     raise DataError(
@@ -286,15 +350,20 @@ def time_in_rounds(
                     continue
                 log.noisy += 1
             log.kept += 1
+            limit_ns = log.core_limit_ns(visits)
             still: list[int] = []
-            for index, samples_us in zip(order, visits, strict=True):
-                timed[index].rounds.append(samples_us)
-                done = len(samples_us)
-                if _is_finished(timed[index], settings):
+            for index, visit in zip(order, visits, strict=True):
+                own = timed[index]
+                count_before = own.count
+                own.add(visit)
+                if dropped := own.drop_slow(limit_ns, settings):
+                    log.reasons[_SHARED] = log.reasons.get(_SHARED, 0) + dropped
+                done = own.count - count_before
+                if _is_finished(own, settings):
                     if on_finished is not None:
-                        on_finished(index, timed[index])
+                        on_finished(index, own)
                     # The rounds that it did not need are done too.
-                    done += settings.max_samples - timed[index].count
+                    done += settings.max_samples - own.count
                 else:
                     still.append(index)
                 task.advance(done / settings.max_samples)

@@ -18,14 +18,12 @@ from hwnas_profilers.models import OnnxModels
 from hwnas_profilers.profiler import Compiled, Profiler
 from hwnas_profilers.records import EnergyStatistics, TableHeader
 from hwnas_profilers.targets import parse_target
-from hwnas_profilers.timing import TimingSettings
+from hwnas_profilers.timing import TimingSettings, Visit
 from hwnas_profilers.workload import Operator, OperatorKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
-
-    from numpy.typing import NDArray
 
     from hwnas.core.environment import Device
     from hwnas.core.progress import Progress
@@ -178,9 +176,7 @@ class _MadeUpBench:
     def prepare(self, index: int, settings: TimingSettings) -> None:
         pass
 
-    def visit(
-        self, indices: Sequence[int], samples: Sequence[int]
-    ) -> Iterator[NDArray[np.float64]]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         for index, count in zip(indices, samples, strict=True):
             if self._device.visits_left == 0:
                 raise KeyboardInterrupt
@@ -189,7 +185,7 @@ class _MadeUpBench:
             by_round = self._device.rounds_us.get(name)
             usual_us = self._device.latencies_us.get(name, 10.0 * len(name))
             number, self._rounds[index] = self._rounds[index], self._rounds[index] + 1
-            yield np.full(count, by_round[number] if by_round else usual_us)
+            yield Visit(samples_us=np.full(count, by_round[number] if by_round else usual_us))
 
     def state(self) -> MachineState | None:
         return self._device.states.pop(0) if self._device.states else None

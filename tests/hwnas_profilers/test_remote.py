@@ -27,7 +27,7 @@ from hwnas_profilers.remote_bench import _ContinuedClock
 from hwnas_profilers.remote_ssh import board_command, failure_of, ssh_command
 from hwnas_profilers.remote_wire import Cut, Wire
 from hwnas_profilers.targets import parse_target
-from hwnas_profilers.timing import TimingSettings, time_in_rounds
+from hwnas_profilers.timing import TimingSettings, Visit, time_in_rounds
 from hwnas_profilers.workload import Operator, Workload
 
 if TYPE_CHECKING:
@@ -116,13 +116,11 @@ class Recording:
     def prepare(self, index: int, settings: TimingSettings) -> None:
         self._bench.prepare(index, settings)
 
-    def visit(
-        self, indices: Sequence[int], samples: Sequence[int]
-    ) -> Iterator[NDArray[np.float64]]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         self._rounds += 1
         self._act(self._rounds)
         for taken in self._bench.visit(indices, samples):
-            self.visits.append(taken)
+            self.visits.append(taken.samples_us)
             yield taken
 
     def state(self) -> MachineState | None:

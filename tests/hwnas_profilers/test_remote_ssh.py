@@ -25,7 +25,7 @@ from hwnas_profilers.operators import profile_operators
 from hwnas_profilers.profiler import profiler_for
 from hwnas_profilers.remote import RemoteProfiler
 from hwnas_profilers.targets import parse_target
-from hwnas_profilers.timing import TimingSettings, time_in_rounds
+from hwnas_profilers.timing import TimingSettings, Visit, time_in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -173,13 +173,11 @@ class Recording:
     def prepare(self, index: int, settings: TimingSettings) -> None:
         self._bench.prepare(index, settings)
 
-    def visit(
-        self, indices: Sequence[int], samples: Sequence[int]
-    ) -> Iterator[NDArray[np.float64]]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         self._rounds += 1
         self._act(self._rounds)
         for taken in self._bench.visit(indices, samples):
-            self.visits.append(taken)
+            self.visits.append(taken.samples_us)
             yield taken
 
     def state(self) -> MachineState | None:

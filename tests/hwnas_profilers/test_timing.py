@@ -17,6 +17,7 @@ from hwnas_profilers.timing import (
     RoundLog,
     Timed,
     TimingSettings,
+    Visit,
     time_in_rounds,
     time_interleaved,
 )
@@ -24,7 +25,6 @@ from hwnas_profilers.timing import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
 
 SETTINGS = TimingSettings(
     relative_width=0.02,
@@ -266,9 +266,7 @@ class MadeUpBench:
     def prepare(self, index: int, settings: TimingSettings) -> None:
         self.prepared.append(index)
 
-    def visit(
-        self, indices: Sequence[int], samples: Sequence[int]
-    ) -> Iterator[NDArray[np.float64]]:
+    def visit(self, indices: Sequence[int], samples: Sequence[int]) -> Iterator[Visit]:
         number = len(self.visits)
         self.visits.append(list(indices))
         what = self.weather[number] if number < len(self.weather) else "quiet"
@@ -281,7 +279,7 @@ class MadeUpBench:
             taken = np.full(count, self.sample_us(index, number))
             if what == "stepped":
                 taken[-1] = -3.0
-            yield taken
+            yield Visit(samples_us=taken)
 
     def state(self) -> MachineState | None:
         return self._now if self.watched else None

@@ -147,6 +147,7 @@ def _write_table(path: Path, case: Case) -> None:
                 keys=keys,
                 isolated_us=isolated_us,
                 prior_us=isolated_us,
+                weights_bytes=np.ones_like(isolated_us),
                 counts=np.stack([counts for counts, _ in fit]),
                 networks=[network for _, network in fit],
                 holdout_counts=np.stack([counts for counts, _ in holdout]),
