@@ -50,7 +50,8 @@ class LatencyModel:
     """
 
     def __init__(self, space: ChainSpace, table: LatencyTable) -> None:
-        if table.header.space_fingerprint != space.spec.fingerprint:
+        # Estimates are made for the operators of a space, whichever the table was measured for.
+        if table.header.space_fingerprint != space.spec.fingerprint and not table.estimates:
             raise LatencyTableMismatch(
                 f"{table.path} was measured for another space ({table.header.space}) "
                 f"than {space.spec.name}, or for other images or classes",

@@ -153,7 +153,8 @@ class SpaceCosts:
             if key in table.unsupported:
                 return np.inf
             table.latency_us(key)  # complains of an operator that the table lacks
-            value = figure(table.measurements[key])
+            measured = table.measurements.get(key)  # what is estimated has a latency alone
+            value = figure(measured) if measured else None
             if value is None:
                 lacking.append(key)
                 return np.nan

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hwnas.search.budget import Budgets
 from hwnas.space.genotype import Genotype
 from hwnas.space.spec import SpaceSpec
+from hwnas_profilers.estimate import EstimateUse
 from hwnas_profilers.records import EnergyStatistics, Statistics
 
 SCHEMA = 1
@@ -26,6 +27,7 @@ class SearchRecord:
         expected_uncalibrated_energy_mj: Expected sum of the operators' energies; None likewise.
         expected_forbidden_operators: Expected number of operators that exceed the memory or that
             the runtime refuses; None where none does.
+        estimated: Operators of the space whose latency is an estimate; None where none is.
         log_probabilities: Per searched block, of each of its options.
         tutor_probabilities: Per student layer, of each teacher layer.
         student_layers: Names of the student layers.
@@ -48,6 +50,7 @@ class SearchRecord:
     expected_weights_kib: float | None = None
     expected_uncalibrated_energy_mj: float | None = None
     expected_forbidden_operators: float | None = None
+    estimated: EstimateUse | None = None
     schema: int = SCHEMA
 
     @property
@@ -139,6 +142,7 @@ class Derivation:
         table_sha256: Hash of the latency table.
         search_sha256: Hash of the search's record.
         resources: What it takes besides time; None in records that did not know of it.
+        estimated: Operators of the network whose latency is an estimate; None where none is.
     """
 
     genotype: Genotype
@@ -158,6 +162,7 @@ class Derivation:
     table_sha256: str
     search_sha256: str
     resources: Resources | None = None
+    estimated: EstimateUse | None = None
     schema: int = SCHEMA
 
     @property

@@ -42,6 +42,8 @@ class DeriveResult:
         memory_budget_kib: Bound on the activations; None without one.
         weights_budget_kib: Bound on the weights; None without one.
         energy_budget_mj: Bound on the energy; None without one.
+        estimated_operators: Operators of the network whose latency is an estimate.
+        widest_estimate_percent: Widest of their 90 % intervals, relative to the estimate.
     """
 
     genotype: str
@@ -59,6 +61,8 @@ class DeriveResult:
     memory_budget_kib: float | None
     weights_budget_kib: float | None
     energy_budget_mj: float | None
+    estimated_operators: int
+    widest_estimate_percent: float | None
 
 
 def derive(
@@ -71,6 +75,7 @@ def derive(
     weights_kib: float | None = None,
     energy_mj: float | None = None,
     measure: bool = True,
+    estimate: bool = False,
     relative_width: float = 0.005,
     progress: Progress = SILENT,
 ) -> DeriveResult:
@@ -90,6 +95,8 @@ def derive(
         energy_mj: Bound on the energy of a call, in millijoules: on the uncalibrated sum of the
             operators' energies, and on the network's own where it can be metered.
         measure: Measure on the target; else the predictions stand.
+        estimate: Estimate operators that the table lacks from those that it has. The table may then
+            be of another space. Every result says how much of it is estimated.
         relative_width: A measurement is finished once the 95 % interval of its median is narrower
             than this share of the median.
         progress: Where to report.
@@ -113,7 +120,14 @@ def derive(
         latency_ms=budget_ms, memory_kib=memory_kib, weights_kib=weights_kib, energy_mj=energy_mj
     )
     derivation = make_derivation(
-        search, table, budgets, out, measure=measure, settings=settings, progress=progress
+        search,
+        table,
+        budgets,
+        out,
+        measure=measure,
+        estimate=estimate,
+        settings=settings,
+        progress=progress,
     )
     resources = derivation.resources
     assert resources is not None  # it was made just now
@@ -133,6 +147,10 @@ def derive(
         memory_budget_kib=memory_kib,
         weights_budget_kib=weights_kib,
         energy_budget_mj=energy_mj,
+        estimated_operators=derivation.estimated.operators if derivation.estimated else 0,
+        widest_estimate_percent=(
+            derivation.estimated.widest_percent if derivation.estimated else None
+        ),
     )
 
 
@@ -143,6 +161,7 @@ def make_derivation(
     out: Path,
     *,
     measure: bool,
+    estimate: bool = False,
     settings: TimingSettings,
     progress: Progress = SILENT,
 ) -> Derivation:
@@ -155,8 +174,14 @@ def make_derivation(
     from hwnas.latency.resources import SpaceCosts
     from hwnas.search.derive import best_genotype, check_budgets
     from hwnas.search.records import Attempt, Derivation, SearchRecord
+    from hwnas.space.registry import space_from_spec
     from hwnas.stages.budgets import resources_of, say_what_is_out
-    from hwnas.stages.spaces import require_searchable, say_if_uncalibrated, space_of_table
+    from hwnas.stages.spaces import (
+        estimates_in,
+        require_searchable,
+        say_if_uncalibrated,
+        with_estimates,
+    )
     from hwnas_profilers.profiler import profiler_for
     from hwnas_profilers.table import LatencyTable
 
@@ -165,7 +190,7 @@ def make_derivation(
     record = read_json(record_path, SearchRecord)
     table = LatencyTable.read(table_path)
     header = table.header
-    if header.space_fingerprint != record.space.fingerprint:
+    if header.space_fingerprint != record.space.fingerprint and not estimate:
         raise LatencyTableMismatch(
             f"{table_path} was measured for space {header.space}, {search_path} searched "
             f"{record.space.name}, or other images or classes",
@@ -173,7 +198,11 @@ def make_derivation(
             f"--image-shape {','.join(map(str, record.space.image_shape))} "
             f"--classes {record.space.classes} --out NEW.jsonl",
         )
-    space = require_searchable(space_of_table(table))
+    space = require_searchable(
+        space_from_spec(record.space, batch=header.batch, dtype=header.dtype)
+    )
+    if estimate:
+        table = with_estimates(table, space, progress)
     costs = SpaceCosts(space, table)
     check_budgets(costs, budgets)  # before the device is asked for
     say_if_uncalibrated(table, progress)
@@ -237,6 +266,7 @@ def make_derivation(
         table_sha256=sha256_of_file(table_path),
         search_sha256=sha256_of_file(record_path),
         resources=resources_of(costs, chosen.genotype, budgets, chosen.metered),
+        estimated=estimates_in(table, space.operators_of(chosen.genotype)),
     )
     write_atomically(out, encode_json(derivation, indent=2))
     return derivation

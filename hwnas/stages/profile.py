@@ -110,6 +110,7 @@ def profile(
         max_samples=max_samples,
         seed=seed,
     )
+    asked = quick or precise or relative_width is not None or max_samples is not None
     if (space is None) == (model is None):
         raise ConfigError(
             "profile takes a search space or a model, one of both",
@@ -126,7 +127,8 @@ def profile(
             input_shape=input_shape,
             threads=threads,
             batch=batch,
-            settings=settings,
+            # A single model is timed as long as whole networks are, unless asked otherwise.
+            settings=settings if asked else None,
             progress=progress,
         )
     assert space is not None

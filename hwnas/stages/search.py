@@ -35,6 +35,7 @@ class SearchResult:
             where energy is bounded.
         expected_forbidden_operators: Expected number of operators of a network that exceed the
             memory or that the runtime refuses; None where none does.
+        estimated_operators: Operators of the space whose latency is an estimate.
     """
 
     search: str
@@ -48,6 +49,7 @@ class SearchResult:
     expected_weights_kib: float | None = None
     expected_uncalibrated_energy_mj: float | None = None
     expected_forbidden_operators: float | None = None
+    estimated_operators: int = 0
 
 
 def search(
@@ -59,6 +61,7 @@ def search(
     memory_kib: float | None = None,
     weights_kib: float | None = None,
     energy_mj: float | None = None,
+    estimate: bool = False,
     config: Path | None = None,
     data: str | None = None,
     epochs: int | None = None,
@@ -81,6 +84,8 @@ def search(
         weights_kib: Bound on the size of the weights, in KiB; by default as for budget_ms.
         energy_mj: Bound on the energy of a call, in millijoules, held against the uncalibrated sum
             of the operators' energies; by default as for budget_ms.
+        estimate: Estimate operators that the table lacks from those that it has. The result says
+            how much of it is estimated.
         config: TOML file of `hwnas run`; its [data], [budget] and [search] are used.
         data: Images: digits, cifar10:FOLDER or npz:FILE.
         epochs: Epochs of the search.
@@ -104,7 +109,7 @@ def search(
     if budget_ms is not None:
         given |= {"ms": budget_ms, "fraction": None}
     settings = replace(settings, budget=replace(settings.budget, **given))
-    return make_search(settings, table, teacher, out, progress=progress)
+    return make_search(settings, table, teacher, out, estimate=estimate, progress=progress)
 
 
 def search_settings(config: RunConfig, budgets: Budgets) -> dict[str, Any]:
@@ -128,6 +133,7 @@ def make_search(
     teacher_path: Path,
     out: Path,
     *,
+    estimate: bool = False,
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Search, or find the search done. Raises as `search`."""
@@ -144,11 +150,20 @@ def make_search(
     from hwnas.stages.budgets import say_what_is_out
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
-    from hwnas.stages.spaces import require_searchable, say_if_uncalibrated, space_of_table
+    from hwnas.stages.spaces import (
+        estimates_in,
+        require_searchable,
+        say_if_uncalibrated,
+        space_of_table,
+        with_estimates,
+    )
     from hwnas_profilers.table import LatencyTable
 
     table = LatencyTable.read(table_path)
     space = require_searchable(space_of_table(table))
+    if estimate:
+        table = with_estimates(table, space, progress)
+    estimated = estimates_in(table, (operator.key for operator in space.operators()))
     costs = SpaceCosts(space, table)
     say_if_uncalibrated(table, progress)
     budgets = config.budget.resolve(costs)
@@ -191,6 +206,7 @@ def make_search(
         expected_weights_kib=expected.get("expected_weights_kib"),
         expected_uncalibrated_energy_mj=expected.get("expected_uncalibrated_energy_mj"),
         expected_forbidden_operators=expected.get("expected_forbidden_operators"),
+        estimated=estimated,
         log_probabilities=outcome.log_probabilities,
         tutor_probabilities=outcome.tutor_probabilities,
         student_layers=outcome.supernet.tap_names,
@@ -208,6 +224,7 @@ def make_search(
         expected_weights_kib=expected.get("expected_weights_kib"),
         expected_uncalibrated_energy_mj=expected.get("expected_uncalibrated_energy_mj"),
         expected_forbidden_operators=expected.get("expected_forbidden_operators"),
+        estimated_operators=estimated.operators if estimated else 0,
         epochs=len(outcome.history),
         most_likely=tuple(
             options[row.index(max(row))]
@@ -225,6 +242,7 @@ def make_search(
             memory_kib=budgets.memory_kib,
             weights_kib=budgets.weights_kib,
             energy_mj=budgets.energy_mj,
+            estimate=estimate or None,
             seed=config.seed,
         ),
         settings=settings,

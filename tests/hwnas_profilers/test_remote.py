@@ -235,11 +235,11 @@ def test_only_what_is_unfinished_is_sent_again() -> None:
         kill_agent(board)
         taken = list(bench.visit([2, 0], [3, 4]))
         assert bench._holder._held == {0, 2}
-    assert [len(each) for each in taken] == [3, 4]
+    assert [len(each.samples_us) for each in taken] == [3, 4]
 
 
 def test_an_agent_that_dies_again_and_again_is_given_up() -> None:
-    dying = {"samples_us = [\n": "os.kill(os.getpid(), 9)\n        samples_us = [\n"}
+    dying = {"visits = [\n": "os.kill(os.getpid(), 9)\n        visits = [\n"}
     progress = Listener()
     with (
         profiler(replacing=dying) as board,
@@ -252,7 +252,7 @@ def test_an_agent_that_dies_again_and_again_is_given_up() -> None:
 
 def test_an_agent_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_bench, "_QUICK_S", 1)
-    hanging = {"samples_us = [\n": "time.sleep(100)\n        samples_us = [\n"}
+    hanging = {"visits = [\n": "time.sleep(100)\n        visits = [\n"}
     began = time.monotonic()
     with (
         profiler(replacing=hanging, pauses_s=()) as board,
@@ -264,7 +264,7 @@ def test_an_agent_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_hung_agent_is_ended_by_its_own_system() -> None:
     hanging = {
-        "samples_us = [\n": "time.sleep(100)\n        samples_us = [\n",
+        "visits = [\n": "time.sleep(100)\n        visits = [\n",
         "_GRACE_S = 30": "_GRACE_S = 0",
     }
     process = subprocess.Popen(
@@ -337,8 +337,8 @@ def test_what_the_runtime_rejects_is_recorded_with_its_words(
 
 
 def test_chatter_on_stdout_does_not_reach_the_answers() -> None:
-    chatter = "os.write(1, b'chatter\\n'); print('more'); samples_us = [\n"
-    with profiler(replacing={"samples_us = [\n": chatter}) as board:
+    chatter = "os.write(1, b'chatter\\n'); print('more'); visits = [\n"
+    with profiler(replacing={"visits = [\n": chatter}) as board:
         (timed,) = board.time(workloads(4), SETTINGS)
     assert timed is not None
     assert timed.count >= SETTINGS.min_samples
@@ -371,7 +371,7 @@ def test_a_stream_without_a_greeting_is_refused() -> None:
 
 
 def test_an_agent_that_fails_is_told_in_its_words() -> None:
-    failing = {"samples_us = [\n": "raise OSError('no such disk')\n        samples_us = [\n"}
+    failing = {"visits = [\n": "raise OSError('no such disk')\n        visits = [\n"}
     with (
         profiler(replacing=failing) as board,
         pytest.raises(TargetError, match="the agent failed: OSError: no such disk"),

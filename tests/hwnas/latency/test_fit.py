@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ def make_key(layer: int, option: int) -> OperatorKey:
 
 
 KEYS = [make_key(layer, option) for layer in range(LAYERS) for option in range(OPTIONS)]
+WEIGHTS_BYTES = np.array([8.0 * key.hidden * key.in_shape[0] for key in KEYS])
 WIDE_KERNEL = np.array([key.kernel == 5 for key in KEYS], dtype=np.float64)
 
 
@@ -94,6 +95,17 @@ def make_world(
     )
 
 
+def test_weights_that_leave_the_cache_are_found_from_a_dozen_networks() -> None:
+    world = make_world(3, noise=0.002)
+    spilled = replace(
+        world,
+        true_us=world.true_us + 0.3 * world.true_us.mean() * WEIGHTS_BYTES / WEIGHTS_BYTES.mean(),
+    )
+    ours, prior, _ = errors_percent(spilled, 12)
+    assert prior > 10
+    assert ours < 1.5
+
+
 def errors_percent(world: World, networks: int) -> tuple[float, float, float]:
     """Return mean errors on networks that the fit never saw: of the fit, the prior, an affine fit.
 
@@ -101,7 +113,7 @@ def errors_percent(world: World, networks: int) -> tuple[float, float, float]:
     """
     counts, measured_us, _ = world.draw(networks)
     held, _, true_us = world.draw(200)
-    fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+    fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
     columns = np.column_stack([np.ones(networks), counts @ world.prior_us])
     affine = relative_least_squares(columns, measured_us)
     predictions = (
@@ -148,7 +160,7 @@ def test_a_table_that_is_far_off_is_found_out_by_few_networks(world: dict[str, f
 def test_what_is_found_has_the_names_that_it_is_given() -> None:
     world = make_world(scale=0.9, intercept=0.03, cost=0.08, noise=0.001)
     counts, measured_us, _ = world.draw(48)
-    fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+    fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
     assert fit.scale == pytest.approx(0.9, abs=0.02)
     assert fit.intercept_us == pytest.approx(world.intercept_us, rel=0.3)
     assert fit.per_operator_us == pytest.approx(0.08 * world.prior_us.mean(), rel=0.3)
@@ -162,7 +174,7 @@ def test_a_perfect_prior_is_hardly_hurt_by_noise(networks: int, worse: float, no
         world = make_world(seed, noise=noise)
         counts, measured_us, _ = world.draw(networks)
         held, held_us, true_us = world.draw(200)
-        fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+        fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
         np.testing.assert_allclose(held @ world.prior_us, true_us)
         of_fit.append(np.mean(np.abs(fit.predict(held) - held_us) / held_us))
         of_prior.append(np.mean(np.abs(true_us - held_us) / held_us))
@@ -188,7 +200,7 @@ def test_the_operator_that_errs_is_found() -> None:
     world = make_world(noise=0.001)
     world.true_us[5] = 1.3 * world.prior_us[5]
     counts, measured_us, _ = world.draw(100)
-    fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+    fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
     relative = fit.operators_us / world.prior_us
     assert int(np.argmax(np.abs(relative - np.median(relative)))) == 5
     assert relative[5] == pytest.approx(1.3, abs=0.05)
@@ -198,7 +210,7 @@ def test_the_operator_that_errs_is_found() -> None:
 def test_the_noise_is_told(noise: float) -> None:
     world = make_world(noise=noise)
     counts, measured_us, _ = world.draw(60)
-    fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+    fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
     assert fit.noise_percent == pytest.approx(100 * noise, rel=0.5)
 
 
@@ -207,7 +219,7 @@ def test_one_network_is_enough_for_a_fit(networks: int) -> None:
     for seed in range(5):
         world = make_world(seed, scale=0.8, own=0.02)
         counts, measured_us, _ = world.draw(networks)
-        fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+        fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
         held, _, true_us = world.draw(50)
         error = np.abs(fit.predict(held) / true_us - 1).mean()
         assert np.isfinite(fit.operators_us).all()
@@ -219,7 +231,9 @@ def test_networks_that_are_all_alike_are_survived() -> None:
     counts = np.zeros((5, len(KEYS)))
     counts[:, ::OPTIONS] = 1
     prior_us = np.full(len(KEYS), 10.0)
-    fit = fit_latency(KEYS, prior_us, counts, np.array([118.0, 119.0, 120.0, 121.0, 122.0]))
+    fit = fit_latency(
+        KEYS, prior_us, WEIGHTS_BYTES, counts, np.array([118.0, 119.0, 120.0, 121.0, 122.0])
+    )
     np.testing.assert_allclose(fit.predict(counts), 120, rtol=0.01)
 
 
@@ -227,7 +241,7 @@ def test_an_operator_that_takes_nothing_is_no_harm() -> None:
     world = make_world()
     world.prior_us[::7] = 0.0
     counts, measured_us, _ = world.draw(24)
-    fit = fit_latency(KEYS, world.prior_us, counts, measured_us)
+    fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
     assert np.isfinite(fit.operators_us).all()
 
 
@@ -235,7 +249,8 @@ def test_the_unit_of_time_is_of_no_matter() -> None:
     world = make_world(own=0.05, cost=0.03)
     counts, measured_us, _ = world.draw(24)
     fits = [
-        fit_latency(KEYS, world.prior_us * unit, counts, measured_us * unit) for unit in (1, 1e3)
+        fit_latency(KEYS, world.prior_us * unit, WEIGHTS_BYTES, counts, measured_us * unit)
+        for unit in (1, 1e3)
     ]
     np.testing.assert_allclose(fits[1].operators_us, 1e3 * fits[0].operators_us, rtol=1e-6)
 
@@ -244,7 +259,8 @@ def test_the_order_of_networks_is_of_no_matter() -> None:
     world = make_world(own=0.05)
     counts, measured_us, _ = world.draw(24)
     fits = [
-        fit_latency(KEYS, world.prior_us, counts[::step], measured_us[::step]) for step in (1, -1)
+        fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts[::step], measured_us[::step])
+        for step in (1, -1)
     ]
     np.testing.assert_allclose(fits[0].operators_us, fits[1].operators_us, rtol=1e-6)
 
@@ -269,7 +285,7 @@ def test_operators_are_never_negative_and_predictions_are_their_sum(
     prior_us = np.array(world["priors"], dtype=np.float64)
     counts[:, 0], prior_us[0] = 1, max(prior_us[0], 1.0)
     measured_us = counts @ prior_us * np.array(world["factors"], dtype=np.float64)[:networks]
-    fit = fit_latency(KEYS, prior_us, counts, measured_us)
+    fit = fit_latency(KEYS, prior_us, WEIGHTS_BYTES, counts, measured_us)
     assert (fit.operators_us >= 0).all()
     assert fit.noise_percent > 0
     np.testing.assert_allclose(fit.predict(counts), fit.intercept_us + counts @ fit.operators_us)
@@ -300,4 +316,4 @@ def test_what_cannot_be_fit_is_refused(
     counts: Floats, prior: list[float], measured: list[float], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        fit_latency([ONE, TWO], np.array(prior), counts, np.array(measured))
+        fit_latency([ONE, TWO], np.array(prior), np.ones(2), counts, np.array(measured))

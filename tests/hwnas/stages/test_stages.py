@@ -213,6 +213,37 @@ def test_derive_tightens_by_what_a_measurement_is_over(
     assert out.read_bytes() == before
 
 
+def test_what_the_table_lacks_is_estimated_where_asked_and_flagged(
+    finished: Any, tmp_path: Path, hwnas: Call
+) -> None:
+    table, out = tmp_path / "table.jsonl", tmp_path / "genotype.json"
+    table.write_text(made_up_times(finished.table.read_text()))
+    _, high = smallest_and_largest_ms(table)
+    call = (*derive_call(finished, out, table), "--budget-ms", repr(high), "--no-measure")
+    whole = result_of(hwnas(*call))
+    assert whole["estimated_operators"] == 0
+
+    first, second = whole["widths"][:2]
+    header, *lines = table.read_text().splitlines(keepends=True)
+    kept = [
+        line
+        for line in lines
+        if (key := json.loads(line)["key"])["kind"] != "mbconv"
+        or (key["in_shape"][0], key["out_shape"][0]) != (first, second)
+    ]
+    assert len(kept) < len(lines)
+    table.write_text("".join([header, *kept]))
+    assert "--estimate" in error_of(hwnas(*call))
+    guessed = hwnas(*call, "--estimate")
+    assert "estimated, as asked" in guessed.stderr
+    result = result_of(guessed)
+    assert result["predicted_ms"] == pytest.approx(whole["predicted_ms"], rel=0.3)
+    used = json.loads(out.read_text())["estimated"]
+    if result["widths"][:2] == [first, second]:
+        assert result["estimated_operators"] == used["operators"] > 0
+        assert result["widest_estimate_percent"] > 0
+
+
 @pytest.mark.parametrize(
     ("budget", "exit_code", "says"),
     [
