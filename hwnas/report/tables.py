@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hwnas.report.run_files import RunFiles
     from hwnas.robustness.evaluate import Accuracy
     from hwnas.robustness.threat import ThreatModel
+    from hwnas.search.records import Derivation
     from hwnas.verify.gates import Gate
     from hwnas_profilers.records import ErrorFigures
 
@@ -77,7 +78,8 @@ def facts(run: RunFiles, unit: TimeUnit) -> list[Fact]:
         Fact(
             name="Budget",
             value=unit.text_ms(budget_ms),
-            note=f"predicted by the table: {unit.text_ms(derivation.predicted_ms)}; "
+            note=f"predicted by the table{_estimated(derivation)}: "
+            f"{unit.text_ms(derivation.predicted_ms)}; "
             f"measured when derived: {unit.text_ms(derivation.measured_ms)}",
         ),
         Fact(
@@ -100,9 +102,32 @@ def facts(run: RunFiles, unit: TimeUnit) -> list[Fact]:
         Fact(
             name="Size",
             value=f"{large(derivation.params)} parameters",
-            note=f"{large(derivation.macs)} multiply-accumulates per image",
+            note=f"{large(derivation.macs)} multiply-accumulates per image{_resources(derivation)}",
         ),
     ]
+
+
+def _estimated(derivation: Derivation) -> str:
+    used = derivation.estimated
+    return f" (with {used.operators} operators estimated, not measured)" if used else ""
+
+
+def _resources(derivation: Derivation) -> str:
+    """Say what the network takes besides time, each beside its budget where it has one."""
+    found = derivation.resources
+    if found is None:
+        return ""
+    rows = (
+        ("weights", found.weights_kib, found.weights_budget_kib, "KiB"),
+        ("peak of activations", found.memory_kib, found.memory_budget_kib, "KiB"),
+        ("energy, uncalibrated sum", found.uncalibrated_energy_mj, found.energy_budget_mj, "mJ"),
+    )
+    return "".join(
+        f"; {name} {number(value)} {unit}"
+        + (f" of {number(budget)} {unit}" if budget is not None else "")
+        for name, value, budget, unit in rows
+        if value is not None
+    )
 
 
 def eps_text(threat: ThreatModel) -> str:

@@ -61,7 +61,8 @@ class TimingSettings:
         min_sample_us: A sample spans as many calls as last this long, so that neither the clock's
             resolution nor its cost is seen.
         max_disturbed: Disturbed rounds are repeated as long as they are at most this share of the
-            rounds so far (and at most five before that means anything); then they are kept.
+            rounds so far (and at most five before that means anything); then they are kept. Zero
+            repeats nothing, visits on a shared core neither.
         seed: Shuffles the rounds.
     """
 
@@ -223,6 +224,8 @@ class Timed:
         `_MOST_DROPPED` for each that is needed, or a core that is always shared would be measured
         for ever.
         """
+        if settings.max_disturbed == 0:
+            return 0
         most = _MOST_DROPPED * -(-settings.max_samples // settings.samples_per_round)
         slow = [place for place, core_ns in enumerate(self.cores_ns) if core_ns > limit_ns]
         slow = slow[: max(0, most - self.disturbed)]

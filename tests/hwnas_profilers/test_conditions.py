@@ -159,3 +159,17 @@ def test_this_machine_can_be_read() -> None:
     assert first.cores >= 1
     load = load_of_others(first, second)
     assert load is None or 0 <= load <= 1
+
+
+def test_memory_is_busy_where_both_readings_are_slower_than_the_quiet_quarter() -> None:
+    watch, state = DisturbanceWatch(), replace(BEGIN, memory_ns=40_000.0)
+    for _ in range(8):
+        before, state = state, after_one_second(state)
+        assert watch.judge(before, state) == ""
+    slow = replace(after_one_second(state), memory_ns=50_000.0)
+    assert watch.judge(state, slow) == ""  # one reading alone is as short as an interrupt
+    slower = replace(after_one_second(slow), memory_ns=50_000.0)
+    assert watch.judge(slow, slower) == "busy memory"
+    quiet = replace(after_one_second(slower), memory_ns=40_500.0)
+    assert watch.judge(slower, quiet) == ""
+    assert watch.judge(replace(quiet, memory_ns=None), after_one_second(quiet)) == ""

@@ -251,6 +251,7 @@ class MadeUpBench:
         weather: What happens in each round: `quiet`, `load`, `clock`, `throttling` or `stepped`;
             quiet once it is used up.
         sample_us: A sample of a workload in a round.
+        core_ns: Time of the computation beside it.
         watched: Whether its state can be read.
         visits: Which workloads each round visited.
         prepared: Which workloads were prepared.
@@ -258,6 +259,7 @@ class MadeUpBench:
 
     weather: Sequence[str]
     sample_us: Callable[[int, int], float] = lambda index, number: 100.0 + number / 100
+    core_ns: Callable[[int, int], float | None] = lambda index, number: None
     watched: bool = True
     visits: list[list[int]] = field(default_factory=list)
     prepared: list[int] = field(default_factory=list)
@@ -279,7 +281,7 @@ class MadeUpBench:
             taken = np.full(count, self.sample_us(index, number))
             if what == "stepped":
                 taken[-1] = -3.0
-            yield Visit(samples_us=taken)
+            yield Visit(samples_us=taken, core_ns=self.core_ns(index, number))
 
     def state(self) -> MachineState | None:
         return self._now if self.watched else None
@@ -323,6 +325,37 @@ def test_a_disturbed_round_is_thrown_away_repeated_and_counted(what: str, reason
         assert each.count == SETTINGS.min_samples
     assert (log.kept, log.disturbed, log.noisy) == (2, 1, 0)
     assert log.reasons == {reason: 1}
+
+
+def test_a_visit_on_a_shared_core_is_thrown_away_alone() -> None:
+    bench, log = MadeUpBench([]), RoundLog()
+    bench.core_ns = lambda index, number: 160.0 if (index, number) == (1, 1) else 100.0
+    timed = time_in_rounds(bench, 3, SETTINGS, log=log)
+    assert [kept_rounds(each) for each in timed] == [[0, 1], [0, 2], [0, 1]]
+    assert [each.disturbed for each in timed] == [0, 1, 0]
+    assert bench.visits[2] == [1]
+    assert log.reasons == {"shared core": 1}
+
+
+def test_what_was_kept_before_it_was_quiet_is_thrown_away_later() -> None:
+    bench = MadeUpBench([])
+    bench.core_ns = lambda index, number: 160.0 if number == 0 else 100.0
+    timed = time_in_rounds(bench, 2, SETTINGS)
+    assert [kept_rounds(each) for each in timed] == [[1, 2], [1, 2]]
+    assert [each.disturbed for each in timed] == [1, 1]
+
+
+def test_a_core_that_is_mostly_shared_is_not_waited_for_for_ever() -> None:
+    bench = MadeUpBench([])
+    # Seldom quiet, so that the rest is told apart, and far too seldom to be measured then alone.
+    bench.core_ns = lambda index, number: 100.0 if number % 8 == 0 else 160.0
+    (timed,) = time_in_rounds(bench, 1, SETTINGS)
+    assert timed.count >= SETTINGS.min_samples
+    most = 3 * -(-SETTINGS.max_samples // SETTINGS.samples_per_round)
+    assert 0 < timed.disturbed <= most
+    untouched = replace(SETTINGS, max_disturbed=0.0)
+    (timed,) = time_in_rounds(bench, 1, untouched)
+    assert timed.disturbed == 0
 
 
 @pytest.mark.parametrize(("changed", "kept"), [(0, [2, 3]), (1, [0, 3])])

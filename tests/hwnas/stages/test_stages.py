@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hwnas.core.artifacts import sha256_of_file
+from hwnas_profilers.energy import energy_meter_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -400,3 +401,39 @@ def test_doctor_says_what_is_usable_and_what_to_do_about_the_rest(hwnas: Call) -
     for status in unusable:
         assert status["reason"], status
         assert status["fix"], status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "takes a search space or a model"),
+        (("--space", "rnas-cl-xs", "--model", "m.onnx"), "takes a search space or a model"),
+        (("--space", "rnas-cl-xs"), "the table needs a file"),
+        (("--space", "rnas-cl-xs", "--quick", "--precise"), "contradict each other"),
+        (("--space", "rnas-cl-xs", "--target", "ssh://-oProxy/onnxruntime-cpu"), "dash"),
+        (("--space", "rnas-cl-xs", "--target", "tensorrt-fp16", "--out", "t"), "cannot be used"),
+        (("--space", "mbconv-23", "--out", "t.jsonl"), "did you mean `mbconv-32`"),
+    ],
+)
+def test_profile_says_what_it_cannot_do(
+    hwnas: Call,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in error_of(hwnas("profile", *arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_energy_is_refused_where_nothing_tells_it_and_leaves_no_table(
+    hwnas: Call, tmp_path: Path
+) -> None:
+    meters = [status for status in energy_meter_status() if status.device == "cpu"]
+    if any(status.usable for status in meters):
+        pytest.skip("this machine has a meter")
+    table = tmp_path / "table.jsonl"
+    said = error_of(hwnas("profile", "--space", "rnas-cl-xs", "--out", table, "--energy"))
+    assert "energy" in said
+    assert not table.exists()
