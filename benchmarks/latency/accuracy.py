@@ -63,18 +63,15 @@ def main() -> None:
     parser.add_argument("--target", default="onnxruntime-cpu")
     parser.add_argument("--batch", type=int, default=1)
     given = parser.parse_args()
-    runs = []
     for name in given.spaces.split(","):
-        for seed in map(int, given.seeds.split(",")):
-            spec = space_spec(name)
-            precision = parse_target(given.target).runtime.precision
-            space = space_from_spec(spec, batch=given.batch, dtype=precision)
-            runs.append(one_run(space, given.target, seed))
-    report(runs)
-    suffix = "" if given.batch == 1 else f"-b{given.batch}"
-    path = RESULTS / f"accuracy-{given.target}{suffix}.json"
-    document = {"benchmark": "latency/accuracy", "runs": runs, "provenance": provenance()}
-    write_atomically(path, encode_json(document, indent=1))
+        precision = parse_target(given.target).runtime.precision
+        space = space_from_spec(space_spec(name), batch=given.batch, dtype=precision)
+        runs = [one_run(space, given.target, seed) for seed in map(int, given.seeds.split(","))]
+        report(runs)
+        suffix = "" if given.batch == 1 else f"-b{given.batch}"
+        path = RESULTS / f"accuracy-{given.target}-{name}{suffix}.json"
+        document = {"benchmark": "latency/accuracy", "runs": runs, "provenance": provenance()}
+        write_atomically(path, encode_json(document, indent=1))
 
 
 def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
