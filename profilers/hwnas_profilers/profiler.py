@@ -194,16 +194,19 @@ class Profiler(ABC):
 
     @final
     def memory_of(self, workload: Workload) -> ModelMemory | None:
-        """Compute what a workload keeps in memory; None where the target compiles no ONNX model.
+        """Compute what a workload keeps in memory, from the model that the runtime is given.
 
-        Raises:
-            ExportError: The workload cannot be exported, or its sizes are not known.
+        Returns:
+            None where the target compiles no ONNX model, or the model's sizes are not known.
         """
         if self.target.runtime.takes != "onnx":
             return None
         from hwnas_export.memory import memory_of_onnx
 
-        return memory_of_onnx(self.onnx_of(workload))
+        try:
+            return memory_of_onnx(self.onnx_of(workload))
+        except ExportError:  # the runtime takes it all the same: its latency is worth keeping
+            return None
 
     @final
     def onnx_of(self, workload: Workload) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import pytest
 from hwnas.core.errors import ConfigError, DataError
 from hwnas_export.runner import Sampler, host_sampler
 from hwnas_profilers import agent
+from hwnas_profilers.agent import LEAD_IN_SAMPLES
 from hwnas_profilers.conditions import MachineState
 from hwnas_profilers.timing import (
     LocalBench,
@@ -117,7 +118,7 @@ def test_rounds_visit_every_unfinished_call_in_an_order_that_the_seed_shuffles()
         )
         timed_on(samplers, settings)
         timed = clock.log[2 * 6 :]  # two calls each were spent on finding how long they last
-        return timed[::5]  # each visit makes one unrecorded and four recorded calls
+        return timed[:: LEAD_IN_SAMPLES + 4]  # each visit makes the lead-in's calls and four more
 
     visits = order(0)
     assert len(visits) == 12
