@@ -121,7 +121,7 @@ other.thing
 def test_the_bindings_have_every_name() -> None:
     found = [name for name in NAMES_OF_BINDINGS if importlib.util.find_spec(name)]
     if not found:
-        pytest.skip("no bindings of TensorRT are installed: `make tensorrt` installs some")
+        pytest.skip("no bindings of TensorRT are installed: `make extras` installs some")
     for name in found:
         module = importlib.import_module(name)
         wanted = (*TRT_NAMES, *TRT_OPTIONAL_NAMES) if "rtx" in name else TRT_NAMES
