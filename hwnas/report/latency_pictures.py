@@ -199,13 +199,10 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
     )
     if latency.is_calibrated:
         caption += (
-            f" The intercept ({fixed(steps[-1], _decimals(steps[-1]))} {unit.name}) is the fit's: "
-            + (
-                "each operator, timed alone, paid for a call and a layout that a network "
-                "pays for once."
-                if latency.intercept_us < 0
-                else "the part of a call that no operator accounts for."
-            )
+            " Each stands for what it takes within the network: its latency alone, less the call "
+            "and the layout that it pays for only there, as whole networks corrected it; the "
+            f"intercept ({fixed(steps[-1], _decimals(steps[-1]))} {unit.name}) is what no operator "
+            "accounts for."
         )
     alt = (
         "Waterfall chart: "
