@@ -116,6 +116,12 @@ def package_version(name: str) -> str:
         return ""
 
 
+def installed_packages() -> dict[str, str]:
+    """Return the versions of those of `RECORDED_PACKAGES` that are installed here."""
+    versions = {name: package_version(name) for name in RECORDED_PACKAGES}
+    return {name: version for name, version in versions.items() if version}
+
+
 def provenance(device: Device | None = None, packages: dict[str, str] | None = None) -> Provenance:
     """Describe this code, this machine and this moment.
 
@@ -124,15 +130,12 @@ def provenance(device: Device | None = None, packages: dict[str, str] | None = N
         packages: Versions of the libraries on it, where they are not this machine's.
     """
     commit, dirty = _git_state()
-    if packages is None:
-        versions = {name: package_version(name) for name in RECORDED_PACKAGES}
-        packages = {name: version for name, version in versions.items() if version}
     return Provenance(
         hwnas=package_version("hwnas"),
         git_commit=commit,
         git_dirty=dirty,
         python=platform.python_version(),
-        packages=packages,
+        packages=installed_packages() if packages is None else packages,
         device=device or this_device(),
         utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 import numpy as np
 
-from hwnas.core.environment import RECORDED_PACKAGES, package_version, this_device
+from hwnas.core.environment import installed_packages, this_device
 from hwnas.core.errors import ExportError
 from hwnas.core.progress import SILENT
 from hwnas.core.threads import torch_threads
@@ -57,8 +57,7 @@ class LocalProfiler(Profiler):
     @property
     def packages(self) -> dict[str, str]:
         """See `Profiler`."""
-        versions = {name: package_version(name) for name in RECORDED_PACKAGES}
-        return {name: version for name, version in versions.items() if version}
+        return installed_packages()
 
     def facts(self) -> dict[str, str]:
         """See `Profiler`."""
@@ -70,7 +69,6 @@ class LocalProfiler(Profiler):
     ) -> Iterator[Compiled]:
         """See `Profiler`."""
         with self._samplers(workloads, seed, progress) as (samplers, accepted, rejected):
-            # A processor's load says nothing of a GPU's times, but much of one that waits for it.
             yield Compiled(bench=LocalBench(samplers), accepted=tuple(accepted), rejected=rejected)
 
     def energies(
