@@ -8,7 +8,7 @@ from unittest import mock
 from _results import compare
 
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SPACES
+from hwnas.space.channel_spec import CHANNEL_SPACES
 from hwnas_export import onnx_export
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ OPERATORS = 12
 
 def main() -> None:
     """Export the first operators of a space together, both ways, and one by one."""
-    operators = ChannelSpace(SPACES["rnas-cl-xs"]).operators()[:OPERATORS]
+    operators = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"]).operators()[:OPERATORS]
     modules = [operator.build() for operator in operators]
     shapes = [operator.input_shape for operator in operators]
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from hwnas.distill.teacher import TeacherNetwork, TeacherSpec
 from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel_spec import CHANNEL_SPACES
 from hwnas.space.memory_format import channels_last
-from hwnas.space.spec import SPACES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def main() -> None:
     torch.manual_seed(0)
     images, labels = torch.rand(BATCH, *IMAGE), torch.randint(10, (BATCH,))
     last = images.contiguous(memory_format=torch.channels_last)
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     spec = TeacherSpec(image_shape=IMAGE, classes=10)
     rivals = {
         "student contiguous": training_step(space.supernet(), images, labels),

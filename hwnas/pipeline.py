@@ -202,14 +202,13 @@ def _derive(
 ) -> None:
     """Derive, or find it done: a genotype of the same search, table and budgets is kept."""
     from hwnas.core.artifacts import sha256_of_file
-    from hwnas.core.decoding import read_json
-    from hwnas.search.records import Derivation
+    from hwnas.search.records import read_derivation
     from hwnas.stages.derive import make_derivation
     from hwnas.stages.search import SEARCH_FILE
 
     path = out / GENOTYPE_FILE
     if path.is_file():
-        before = read_json(path, Derivation)
+        before = read_derivation(path)
         now = (sha256_of_file(table), sha256_of_file(out / SEARCH / SEARCH_FILE), budgets)
         if (before.table_sha256, before.search_sha256, before.budgets) == now:
             progress.say(f"derive: {path} is finished already")
@@ -282,10 +281,9 @@ def _bundle(config: Path, out: Path, page: Path, progress: Progress) -> Path:
 
 
 def _summary(verification: Verification, out: Path, bundle: Path, page: Path) -> Summary:
-    from hwnas.core.decoding import read_json
-    from hwnas.search.records import Derivation
+    from hwnas.search.records import read_derivation
 
-    derivation = read_json(out / GENOTYPE_FILE, Derivation)
+    derivation = read_derivation(out / GENOTYPE_FILE)
     assert verification.latency is not None
     clean, robust = verification.clean_accuracy, verification.robust_accuracy
     return Summary(

@@ -24,9 +24,9 @@ from hwnas.core.progress import SILENT, Progress
 from hwnas.latency.fit import fit_latency
 from hwnas.latency.in_network import OperatorCosts
 from hwnas.latency.model import LatencyModel
+from hwnas.space.channel_spec import ChannelSpec, StageSpec
 from hwnas.space.operators import macs_of_operator
 from hwnas.space.registry import space_from_spec
-from hwnas.space.spec import SpaceSpec, StageSpec
 from hwnas.stages.calibrate import drawn_genotypes, operator_counts, weights_bytes
 from hwnas_profilers.operators import profile_operators
 from hwnas_profilers.profiler import Compiled, Profiler
@@ -127,7 +127,7 @@ def main() -> None:
         StageSpec(blocks=1, widths=tuple(range(40 * stage + 39, 40 * stage + 39 - WIDTHS, -1)))
         for stage in range(20)
     )
-    spec = SpaceSpec(
+    spec = ChannelSpec(
         name="twenty-thousand",
         image_shape=(3, 16, 16),
         classes=10,

@@ -11,7 +11,8 @@ import dataclasses
 import tomllib
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +22,7 @@ if typing.TYPE_CHECKING:
     from pathlib import Path
 
 T = TypeVar("T")
+Hook: TypeAlias = Callable[[type, Any], Any]
 
 
 def decode_toml(path: Path, kind: type[T]) -> T:
@@ -44,13 +46,14 @@ def decode_toml(path: Path, kind: type[T]) -> T:
     return convert(document, kind, source=str(path))
 
 
-def decode_json(data: bytes | str, kind: type[T], *, source: str) -> T:
+def decode_json(data: bytes | str, kind: type[T], *, source: str, hook: Hook | None = None) -> T:
     """Decode JSON text into a dataclass, as strictly as `decode_toml`.
 
     Args:
         data: The JSON text.
         kind: The type to decode into.
         source: What the text is, for the error: a path, or a path and line.
+        hook: As in `convert`.
 
     Raises:
         ConfigError: The text is no JSON, holds an unknown key, or a value of a wrong type.
@@ -61,23 +64,35 @@ def decode_json(data: bytes | str, kind: type[T], *, source: str) -> T:
         raise ConfigError(f"{source} is not valid JSON: nested too deeply") from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ConfigError(f"{source} is not valid JSON: {error}") from error
-    return convert(document, kind, source=source)
+    return convert(document, kind, source=source, hook=hook)
 
 
-def read_json(path: Path, kind: type[T]) -> T:
-    """Read a JSON file into a dataclass. Raises as `decode_toml`."""
-    return decode_json(read_text(path), kind, source=str(path))
+def read_json(path: Path, kind: type[T], *, hook: Hook | None = None) -> T:
+    """Read a JSON file into a dataclass. Raises as `decode_toml`.
+
+    Args:
+        path: The file.
+        kind: The type to decode into.
+        hook: As in `convert`.
+    """
+    return decode_json(read_text(path), kind, source=str(path), hook=hook)
 
 
-def convert(document: object, kind: type[T], *, source: str) -> T:
+def convert(document: object, kind: type[T], *, source: str, hook: Hook | None = None) -> T:
     """Convert plain data into a dataclass.
+
+    Args:
+        document: The data.
+        kind: The type to convert to.
+        source: What the data is, for the error.
+        hook: Makes a value of a type that is no dataclass, given the type and the plain data.
 
     Raises:
         ConfigError: An unknown key, or a value of a wrong type; the key's path is named.
     """
     _refuse_unknown_keys(document, kind, where="", source=source)
     try:
-        return msgspec.convert(document, kind)
+        return msgspec.convert(document, kind, dec_hook=hook)
     except msgspec.ValidationError as error:
         reason = error.__cause__ or error
         hint = reason.hint if isinstance(reason, HwnasError) else ""

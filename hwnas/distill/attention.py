@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from hwnas.space.energy import channel_energy
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,14 +33,27 @@ def attention_maps(features: Sequence[Tensor], size: int) -> Tensor:
     Returns:
         (batch, layers, size * size); every vector has length 1 (or 0, where a layer is all zero).
     """
+    return maps_of_energies([channel_energy(activation) for activation in features], size)
+
+
+def maps_of_energies(energies: Sequence[Tensor], size: int) -> Tensor:
+    """Bring layers' energies to unit vectors of one common size.
+
+    Args:
+        energies: One (batch, height, width) tensor per layer: see `channel_energy`.
+        size: Height and width of the common map.
+
+    Returns:
+        As `attention_maps`.
+    """
     maps = []
-    for activation in features:
-        energy = activation.square().sum(dim=1, keepdim=True)  # (B, C, H, W) -> (B, 1, H, W)
+    for energy in energies:
+        resized = energy[:, None]  # (B, H, W) -> (B, 1, H, W)
         if energy.shape[-2:] != (size, size):
-            energy = functional.interpolate(
-                energy, size=(size, size), mode="bilinear", align_corners=False
+            resized = functional.interpolate(
+                resized, size=(size, size), mode="bilinear", align_corners=False
             )
-        maps.append(energy.flatten(1))
+        maps.append(resized.flatten(1))
     return functional.normalize(torch.stack(maps, dim=1), dim=2)
 
 

@@ -16,7 +16,7 @@ from hwnas.core.artifacts import MANIFEST, Manifest, read_manifest, sha256_of_fi
 from hwnas.core.decoding import convert, read_json
 from hwnas.core.errors import ArtifactError, ConfigError, InputFileError
 from hwnas.data.sources import DataConfig
-from hwnas.search.records import Derivation, SearchRecord
+from hwnas.search.records import Derivation, SearchRecord, read_derivation, read_search
 from hwnas.verify.verification import Verification
 from hwnas_profilers.table import LatencyTable
 
@@ -141,7 +141,7 @@ def read_run(run: Path) -> RunFiles:
     manifests = {name: read_manifest(run / name, kind=kind) for name, kind in KINDS.items()}
     settings = read_json(run / CONFIG_FILE, dict[str, Any])
     given = _part(settings.get("table"), _TablePart, source=f"{run / CONFIG_FILE} [table]").path
-    derivation = read_json(run / GENOTYPE_FILE, Derivation)
+    derivation = read_derivation(run / GENOTYPE_FILE)
     table_path = Path(given) if given else run / TABLE_FILE
     table = LatencyTable.read(table_path)
     _require_same(table_path, derivation.table_sha256, made="the network was derived", run=run)
@@ -163,7 +163,7 @@ def read_run(run: Path) -> RunFiles:
         table=table,
         teacher=_trained(run / TEACHER),
         teacher_history=_history(run / TEACHER),
-        search=read_json(run / SEARCH / SEARCH_FILE, SearchRecord),
+        search=read_search(run / SEARCH / SEARCH_FILE),
         search_history=_history(run / SEARCH),
         derivation=derivation,
         network=_trained(run / NETWORK),

@@ -19,6 +19,7 @@ from hwnas.report.drawing import (
     picture_from_figure,
 )
 from hwnas.report.numbers import fixed, number, percent
+from hwnas.space.registry import space_from_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ def curves_picture(run: RunFiles, unit: TimeUnit) -> Picture:
 def widths_picture(run: RunFiles) -> Picture:
     """Draw the probability of each block's widths, and which was derived."""
     record, widths = run.search, run.derivation.genotype.widths
-    options = [stage.widths for stage in record.space.stages for _ in range(stage.blocks)]
+    options = space_from_spec(record.space).options
     rows = [[math.exp(value) for value in row] for row in record.log_probabilities]
     columns = max(map(len, rows))
     figure = new_figure(len(rows) * 0.25 + 0.5)

@@ -29,12 +29,16 @@ class Budgets:
         weights_kib: Size of the weights, in KiB; None leaves it free.
         energy_mj: Energy of a call, in millijoules, held against the uncalibrated sum of isolated
             operators; None leaves it free.
+        macs_m: Multiply-accumulates per image, in millions; None leaves them free.
+        params_k: Trained parameters, in thousands; None leaves them free.
     """
 
     latency_ms: float
     memory_kib: float | None = None
     weights_kib: float | None = None
     energy_mj: float | None = None
+    macs_m: float | None = None
+    params_k: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)

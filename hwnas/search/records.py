@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from hwnas.core.decoding import Hook, read_json
+from hwnas.distill.tutors import TutorSelection, frozen_tutors
 from hwnas.search.budget import Budgets
+from hwnas.space.chain_spec import ChainSpec
 from hwnas.space.genotype import Genotype
-from hwnas.space.spec import SpaceSpec
+from hwnas.space.spec import spec_from_plain
 from hwnas_profilers.estimate import EstimateUse
 from hwnas_profilers.records import EnergyStatistics, Statistics
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCHEMA = 1
 
@@ -29,14 +36,16 @@ class SearchRecord:
             the runtime refuses; None where none does.
         estimated: Operators of the space whose latency is an estimate; None where none is.
         log_probabilities: Per searched block, of each of its options.
-        tutor_probabilities: Per student layer, of each teacher layer.
+        tutor_probabilities: Per student layer, of each teacher layer; of a selection that is not
+            searched, its fixed weights.
         student_layers: Names of the student layers.
         teacher_layers: Names of the teacher layers.
         attention_size: Height and width of the attention maps.
         seed: Seed of the search.
+        selection: How tutors were selected.
     """
 
-    space: SpaceSpec
+    space: ChainSpec
     target: str
     budget_ms: float
     expected_ms: float
@@ -51,12 +60,13 @@ class SearchRecord:
     expected_uncalibrated_energy_mj: float | None = None
     expected_forbidden_operators: float | None = None
     estimated: EstimateUse | None = None
+    selection: TutorSelection = "searched"
     schema: int = SCHEMA
 
     @property
-    def tutors(self) -> tuple[int, ...]:
-        """The teacher layer that each student layer chose: its most likely one."""
-        return tuple(row.index(max(row)) for row in self.tutor_probabilities)
+    def tutor_weights(self) -> tuple[tuple[float, ...], ...]:
+        """Weights of the teacher layers for each student layer, as they are trained with."""
+        return frozen_tutors(self.selection, self.tutor_probabilities)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,17 +146,19 @@ class Derivation:
         params: Trained parameters.
         student_layers: Names of the layers that learn from a tutor.
         teacher_layers: Names of the teacher's layers.
-        tutors: Index of the teacher layer of each student layer.
+        tutor_weights: Per student layer, of each teacher layer; each row sums to 1, or, without
+            tutors, to 0.
         attention_size: Height and width of the attention maps.
         attempts: All networks that were derived on the way, the chosen one last.
         table_sha256: Hash of the latency table.
         search_sha256: Hash of the search's record.
         resources: What it takes besides time; None in records that did not know of it.
         estimated: Operators of the network whose latency is an estimate; None where none is.
+        selection: How tutors were selected.
     """
 
     genotype: Genotype
-    space: SpaceSpec
+    space: ChainSpec
     target: str
     threads: int
     budget_ms: float
@@ -156,16 +168,45 @@ class Derivation:
     params: int
     student_layers: tuple[str, ...]
     teacher_layers: tuple[str, ...]
-    tutors: tuple[int, ...]
+    tutor_weights: tuple[tuple[float, ...], ...]
     attention_size: int
     attempts: tuple[Attempt, ...]
     table_sha256: str
     search_sha256: str
     resources: Resources | None = None
     estimated: EstimateUse | None = None
+    selection: TutorSelection = "searched"
     schema: int = SCHEMA
 
     @property
     def budgets(self) -> Budgets:
         """All bounds that it was derived under."""
         return budgets_of(self.budget_ms, self.resources)
+
+    @property
+    def tutors(self) -> tuple[int, ...]:
+        """Index of the teacher layer that each student layer learns most from."""
+        return tuple(row.index(max(row)) for row in self.tutor_weights)
+
+
+def read_search(path: Path) -> SearchRecord:
+    """Read `search.json`.
+
+    Raises:
+        InputFileError: The file is missing or unreadable.
+        ConfigError: It holds something else.
+    """
+    return read_json(path, SearchRecord, hook=_space_of(path))
+
+
+def read_derivation(path: Path) -> Derivation:
+    """Read `genotype.json`. Raises as `read_search`."""
+    return read_json(path, Derivation, hook=_space_of(path))
+
+
+def _space_of(path: Path) -> Hook:
+    def decode(kind: type, plain: Any) -> Any:
+        assert kind is ChainSpec  # no other field of a record is of a type that is no plain data
+        return spec_from_plain(plain, source=f"{path} (space)")
+
+    return decode

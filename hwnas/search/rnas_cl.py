@@ -20,12 +20,12 @@ from torch.nn import functional
 from hwnas.core.errors import ConfigError, DataError
 from hwnas.core.progress import SILENT, Progress
 from hwnas.data.images import batches
-from hwnas.distill.attention import attention_distances, attention_loss, attention_maps
+from hwnas.distill.attention import attention_distances, attention_loss, maps_of_energies
 from hwnas.distill.gumbel import gumbel_softmax, temperature_at
 from hwnas.distill.losses import kl_to_teacher
 from hwnas.search.budget import HeldBudgets
 from hwnas.search.derive import check_budgets
-from hwnas.search.supernet import ChannelMasks, Choices, sample_gates
+from hwnas.search.supernet import Choices, sample_gates
 from hwnas.space.memory_format import channels_last
 from hwnas.training.loop import Epoch, Figures, check_rates, run_epochs, set_learning_rate
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from hwnas.distill.teacher import Teacher
     from hwnas.latency.resources import SpaceCosts
     from hwnas.search.budget import Budgets
-    from hwnas.space.channel_space import ChannelSpace
-    from hwnas.space.network import ChannelNetwork
+    from hwnas.space.chain_space import ChainSpace
+    from hwnas.space.supernet import Supernet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class SearchOutcome:
         history: Figures of every epoch.
     """
 
-    supernet: ChannelNetwork
+    supernet: Supernet
     log_probabilities: tuple[tuple[float, ...], ...]
     tutor_probabilities: tuple[tuple[float, ...], ...]
     expected_ms: float
@@ -124,7 +124,7 @@ class SearchOutcome:
 
 
 def search_supernet(
-    space: ChannelSpace,
+    space: ChainSpace,
     costs: SpaceCosts,
     teacher: Teacher,
     data: ImageData,
@@ -209,7 +209,7 @@ class _Search:
 
     def __init__(
         self,
-        space: ChannelSpace,
+        space: ChainSpace,
         costs: SpaceCosts,
         teacher: Teacher,
         data: ImageData,
@@ -224,8 +224,7 @@ class _Search:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.supernet = channels_last(space.supernet())
-        self.supernet.stem.normalize.set_statistics(*data.pixel_statistics())
-        self.masks = ChannelMasks(space)
+        self.supernet.normalize.set_statistics(*data.pixel_statistics())
         self.choices = Choices(space, len(self.supernet.tap_names), len(teacher.layers))
         self.weight_optimizer = torch.optim.Adam(
             self.supernet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -286,10 +285,11 @@ class _Search:
         hard = config.gates == "hard"
         gates = sample_gates(self.choices, temperature, generator, hard=hard)
         tutors = gumbel_softmax(self.choices.tutors, temperature, generator)
-        taps: list[Tensor] = []
-        logits = self.supernet(images, self.masks(gates), taps)
+        logits, energies = self.supernet(images, gates)
         teacher_logits, teacher_maps = self.teacher.observe(images)
-        distances = attention_distances(attention_maps(taps, config.attention_size), teacher_maps)
+        distances = attention_distances(
+            maps_of_energies(energies, config.attention_size), teacher_maps
+        )
         return (
             functional.cross_entropy(logits, labels)
             + kl_to_teacher(logits, teacher_logits).mean()

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    from torch import nn
 
     from hwnas.space.chain_spec import ChainSpec
     from hwnas.space.genotype import Genotype
+    from hwnas.space.supernet import SlimNetwork, Supernet
 
 # Keys of one link of a chain: [option before][option here]; None where nothing runs, a skip.
 Link: TypeAlias = tuple[tuple[OperatorKey | None, ...], ...]
@@ -52,12 +52,16 @@ class ChainSpace(ABC):
     # What a space says of its blocks
 
     @abstractmethod
-    def network(self, genotype: Genotype) -> nn.Module:
+    def network(self, genotype: Genotype) -> SlimNetwork:
         """Build the slim network of a genotype, newly initialized.
 
         Raises:
             ConfigError: The genotype is none of this space.
         """
+
+    @abstractmethod
+    def supernet(self) -> Supernet:
+        """Build the network that holds all others, newly initialized."""
 
     @abstractmethod
     def _genotype_impl(self, choices: Sequence[int]) -> Genotype:

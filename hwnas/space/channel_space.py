@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, final
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import hidden_width
 from hwnas.space.chain_space import ChainSpace
-from hwnas.space.chain_space import all_genotypes as all_genotypes
+from hwnas.space.channel_supernet import ChannelSupernet
 from hwnas.space.genotype import Genotype
 from hwnas.space.network import ChannelNetwork
 from hwnas.space.operators import HSWISH
-from hwnas.space.operators import macs_of_operator as macs_of_operator
 from hwnas_profilers.workload import OperatorKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
 
 
 @final
@@ -40,10 +37,10 @@ class ChannelSpace(ChainSpace):
         options: Widths of each searched block, the widest first.
     """
 
-    spec: SpaceSpec
+    spec: ChannelSpec
     options: tuple[tuple[int, ...], ...]
 
-    def __init__(self, spec: SpaceSpec, *, batch: int = 1, dtype: str = "fp32") -> None:
+    def __init__(self, spec: ChannelSpec, *, batch: int = 1, dtype: str = "fp32") -> None:
         super().__init__(spec, batch=batch, dtype=dtype)
         self.options = tuple(stage.widths for stage in spec.stages for _ in range(stage.blocks))
 
@@ -71,24 +68,9 @@ class ChannelSpace(ChainSpace):
         self.choices(genotype)
         return ChannelNetwork(self.spec, genotype.widths)
 
-    def supernet(self) -> ChannelNetwork:
-        """Build the network that holds all others: the widest, to be run with masks."""
-        return ChannelNetwork(self.spec, self.largest.widths)
-
-    def slim_state(self, supernet: ChannelNetwork, genotype: Genotype) -> dict[str, Tensor]:
-        """Cut a genotype's weights out of a trained supernet: the first channels of each layer.
-
-        Returns:
-            A state dict for `network(genotype)`, which then computes what the supernet computes
-            with one-hot masks.
-        """
-        slim = self.network(genotype).state_dict()
-        full = supernet.state_dict()
-        cut = {}
-        for name, value in slim.items():
-            window = tuple(slice(size) for size in value.shape)
-            cut[name] = full[name][window].clone()
-        return cut
+    def supernet(self) -> ChannelSupernet:
+        """Build the network that holds all others: the widest, with masks."""
+        return ChannelSupernet(self)
 
     def _genotype_impl(self, choices: Sequence[int]) -> Genotype:
         widths = (options[choice] for options, choice in zip(self.options, choices, strict=True))

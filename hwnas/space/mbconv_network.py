@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from torch import nn
 
 from hwnas.space.blocks import Head, InvertedResidual, Stem, hidden_width
 from hwnas.space.mbconv_spec import SKIP
+from hwnas.space.supernet import SlimNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from hwnas.space.blocks import Normalize
     from hwnas.space.mbconv_spec import MBConvBlock, MBConvSpec
 
 
-class MBConvNetwork(nn.Module):
+@final
+class MBConvNetwork(SlimNetwork):
     """A network of an mbconv space, slim: it has the modules that it runs.
 
     A skipped block is an identity, so that a block's weights have the same name whatever is skipped
@@ -39,16 +42,30 @@ class MBConvNetwork(nn.Module):
         )
         self.head = Head(spec.stages[-1].width, spec.classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute logits.
+        self.tap_names = (
+            "stem",
+            *(
+                f"block{index + 1}.{part}"
+                for index, option in enumerate(options)
+                if option != SKIP
+                for part in ("expand", "depthwise", "project")
+            ),
+        )
 
-        Args:
-            images: (batch, channels, height, width), pixels in [0, 1].
+    @property
+    def normalize(self) -> Normalize:
+        """Where pixels of [0, 1] are shifted and scaled."""
+        return self.stem.normalize
 
-        Returns:
-            (batch, classes)
-        """
-        logits: Tensor = self.head(self.blocks(self.stem(images)))
+    def forward(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Compute logits; the taps are the stem and three per block that is not skipped."""
+        features = self.stem(images)
+        if taps is not None:
+            taps.append(features)
+        for block in self.blocks:
+            if isinstance(block, InvertedResidual):
+                features = block(features, taps=taps)
+        logits: Tensor = self.head(features)
         return logits
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hwnas.space.mbconv_spec import MBConvSpec
+    from hwnas.space.supernet import Supernet
 
 
 @final
@@ -66,6 +67,10 @@ class MBConvSpace(ChainSpace):
         """
         self.choices(genotype)
         return MBConvNetwork(self.spec, genotype.blocks)
+
+    def supernet(self) -> Supernet:
+        """Build the network that holds all others, newly initialized."""
+        raise NotImplementedError
 
     def _genotype_impl(self, choices: Sequence[int]) -> Genotype:
         return self.genotype(

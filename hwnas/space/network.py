@@ -1,32 +1,25 @@
-"""Networks of a channel-mask space: slim ones, and the supernet, which is the widest with masks."""
+"""Networks of a channel-mask space."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from torch import nn
 
 from hwnas.space.blocks import Head, InvertedResidual, Stem, hidden_width
+from hwnas.space.supernet import SlimNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.blocks import Normalize
+    from hwnas.space.channel_spec import ChannelSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockMasks:
-    """What a supernet's block is told about the sampled widths. See `InvertedResidual.forward`."""
-
-    hidden: Tensor
-    out: Tensor
-    residual: Tensor
-
-
-class ChannelNetwork(nn.Module):
+@final
+class ChannelNetwork(SlimNetwork):
     """A network of a channel-mask space at given widths.
 
     Args:
@@ -34,7 +27,7 @@ class ChannelNetwork(nn.Module):
         widths: Output width of each searched block.
     """
 
-    def __init__(self, spec: SpaceSpec, widths: Sequence[int]) -> None:
+    def __init__(self, spec: ChannelSpec, widths: Sequence[int]) -> None:
         super().__init__()
         self.stem = Stem(spec.image_shape[0], spec.stem, stride=spec.stem_stride)
         strides = [
@@ -56,38 +49,24 @@ class ChannelNetwork(nn.Module):
         )
         self.head = Head(widths[-1], spec.classes)
 
-    def forward(
-        self,
-        images: Tensor,
-        masks: Sequence[BlockMasks] | None = None,
-        taps: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Compute logits.
+        parts = ("expand", "depthwise", "project")
+        blocks = range(len(self.blocks))
+        self.tap_names = (
+            "stem",
+            *(f"block{index + 1}.{part}" for index in blocks for part in parts),
+        )
 
-        Args:
-            images: (batch, channels, height, width), pixels in [0, 1].
-            masks: One per block, in a supernet; None leaves every channel open.
-            taps: Where given, the output of every convolution is appended to it, in order: the
-                student layers of cross-layer distillation.
+    @property
+    def normalize(self) -> Normalize:
+        """Where pixels of [0, 1] are shifted and scaled."""
+        return self.stem.normalize
 
-        Returns:
-            (batch, classes)
-        """
+    def forward(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Compute logits; the taps are the stem and every convolution after it."""
         features = self.stem(images)
         if taps is not None:
             taps.append(features)
-        for index, block in enumerate(self.blocks):
-            if masks is None:
-                features = block(features, taps=taps)
-            else:
-                mask = masks[index]
-                features = block(features, mask.hidden, mask.out, mask.residual, taps)
+        for block in self.blocks:
+            features = block(features, taps=taps)
         logits: Tensor = self.head(features)
         return logits
-
-    @property
-    def tap_names(self) -> tuple[str, ...]:
-        """Names of the layers that `taps` receives, in order."""
-        parts = ("expand", "depthwise", "project")
-        blocks = range(len(self.blocks))
-        return ("stem", *(f"block{index + 1}.{part}" for index in blocks for part in parts))

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel_spec import ChannelSpec
 from hwnas.space.mbconv_space import MBConvSpace
 from hwnas.space.mbconv_spec import MBConvSpec
-from hwnas.space.spec import SpaceSpec
 
 if TYPE_CHECKING:
     from hwnas.space.chain_space import ChainSpace
@@ -26,7 +26,7 @@ def space_from_spec(spec: ChainSpec, *, batch: int = 1, dtype: str = "fp32") -> 
     Raises:
         ConfigError: It is of none of our classes.
     """
-    if isinstance(spec, SpaceSpec):
+    if isinstance(spec, ChannelSpec):
         return ChannelSpace(spec, batch=batch, dtype=dtype)
     if isinstance(spec, MBConvSpec):
         return MBConvSpace(spec, batch=batch, dtype=dtype)

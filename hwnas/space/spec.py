@@ -1,138 +1,20 @@
-"""The channel-mask spaces as data, and every space by name."""
+"""Every space by name, and from plain data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from hwnas.core.decoding import convert
 from hwnas.core.errors import ConfigError, nearest
-from hwnas.space.chain_spec import ChainSpec
+from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec
 from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec
 
+if TYPE_CHECKING:
+    from hwnas.space.chain_spec import ChainSpec
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSpec:
-    """A run of blocks at one resolution.
-
-    Attributes:
-        blocks: Blocks in the stage.
-        widths: Output widths that each block may take, the widest first.
-        stride: Stride of the stage's first block.
-    """
-
-    blocks: int
-    widths: tuple[int, ...]
-    stride: int = 1
-
-    def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ConfigError(f"a stage needs at least one block, not {self.blocks}")
-        if self.stride not in (1, 2):
-            raise ConfigError(f"a stage's stride is 1 or 2, not {self.stride}")
-        if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"a stage needs widths of at least 1, not {list(self.widths)}")
-        if list(self.widths) != sorted(set(self.widths), reverse=True):
-            raise ConfigError(f"widths go from the widest down, each once: {list(self.widths)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpaceSpec(ChainSpec):
-    """A channel-mask space: inverted residuals whose output widths are searched.
-
-    Attributes:
-        name: What it is called.
-        image_shape: (channels, height, width) of an image.
-        classes: Classes of the data set.
-        stem: Output channels of the first convolution.
-        stem_stride: Its stride.
-        stages: The searched blocks.
-        kernel: Side of every depthwise kernel.
-        expansion: Hidden channels per input channel.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int]
-    classes: int
-    stem: int
-    stem_stride: int
-    stages: tuple[StageSpec, ...]
-    kernel: int = 3
-    expansion: int = 6
-
-    def __post_init__(self) -> None:
-        self._check_images()
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ConfigError(f"a kernel's side is odd, not {self.kernel}")
-        if min(self.stem, self.expansion) < 1 or self.stem_stride not in (1, 2):
-            raise ConfigError(
-                f"stem ({self.stem}) and expansion ({self.expansion}) are at least 1, and "
-                f"stem_stride ({self.stem_stride}) is 1 or 2"
-            )
-        if not self.stages:
-            raise ConfigError("a space needs at least one stage")
-
-
-def _stages(
-    blocks: tuple[int, ...], widths: tuple[tuple[int, ...], ...], strides: tuple[int, ...]
-) -> tuple[StageSpec, ...]:
-    return tuple(
-        StageSpec(blocks=count, widths=options, stride=stride)
-        for count, options, stride in zip(blocks, widths, strides, strict=True)
-    )
-
-
-def _rnas_cl_small(name: str, blocks: int) -> SpaceSpec:
-    """RNAS-CL-S of `blocks` blocks per stage, for 32x32 RGB images."""
-    widths = ((16, 12), (32, 28, 24, 20), (64, 60, 56, 52))
-    return SpaceSpec(
-        name=name,
-        image_shape=(3, 32, 32),
-        classes=10,
-        stem=16,
-        stem_stride=2,
-        stages=_stages((blocks,) * 3, widths, (1, 2, 2)),
-    )
-
-
-def _rnas_cl_large(name: str, widest: tuple[int, int, int]) -> SpaceSpec:
-    """RNAS-CL-M or -L, for 32x32 RGB images."""
-    first, second, third = widest
-    widths = (
-        (first, first - 4),
-        tuple(second - step for step in (0, 4, 8, 12)),
-        tuple(third - step for step in (0, 4, 8, 12)),
-    )
-    return SpaceSpec(
-        name=name,
-        image_shape=(3, 32, 32),
-        classes=10,
-        stem=16,
-        stem_stride=2,
-        stages=_stages((9, 7, 1), widths, (1, 2, 2)),
-    )
-
-
-SPACES: dict[str, SpaceSpec] = {
-    spec.name: spec
-    for spec in (
-        # Ours: small enough for 16x16 images and a CPU, wide enough for latency to differ by 3x.
-        SpaceSpec(
-            name="rnas-cl-xs",
-            image_shape=(1, 16, 16),
-            classes=10,
-            stem=16,
-            stem_stride=1,
-            stages=_stages((2, 2, 2), ((16, 12, 8), (32, 24, 16), (64, 48, 32)), (1, 2, 2)),
-        ),
-        # Published (RNAS-CL, arXiv 2301.08092; shapes as in the released code).
-        _rnas_cl_small("rnas-cl-s3", 3),
-        _rnas_cl_small("rnas-cl-s5", 5),
-        _rnas_cl_small("rnas-cl-s7", 7),
-        _rnas_cl_large("rnas-cl-m", (80, 160, 128)),
-        _rnas_cl_large("rnas-cl-l", (160, 320, 256)),
-    )
-}
+SPACES: dict[str, ChannelSpec | MBConvSpec] = {**CHANNEL_SPACES, **MBCONV_SPACES}
+"""The spaces that come with hwnas."""
 
 
 def space_spec(
@@ -140,30 +22,29 @@ def space_spec(
     *,
     image_shape: tuple[int, int, int] | None = None,
     classes: int | None = None,
-) -> SpaceSpec | MBConvSpec:
+) -> ChainSpec:
     """Look a space up by name, for images and classes other than its own where given.
 
     Args:
-        name: One of `SPACES` or of `MBCONV_SPACES`.
+        name: One of `SPACES`.
         image_shape: (channels, height, width).
         classes: Number of classes.
 
     Raises:
         ConfigError: No space has that name.
     """
-    spaces: dict[str, SpaceSpec | MBConvSpec] = {**SPACES, **MBCONV_SPACES}
-    if name not in spaces:
-        similar = nearest(name, spaces)
+    if name not in SPACES:
+        similar = nearest(name, SPACES)
         hint = f"did you mean `{similar[0]}`? " if similar else ""
-        hint += f"known: {', '.join(spaces)}"
+        hint += f"known: {', '.join(SPACES)}"
         raise ConfigError(f"unknown space `{name}`", hint=hint)
-    spec = spaces[name]
+    spec = SPACES[name]
     if image_shape is not None:
         spec = replace(spec, image_shape=image_shape)
     return spec if classes is None else replace(spec, classes=classes)
 
 
-def spec_from_plain(plain: dict[str, Any], *, source: str) -> SpaceSpec | MBConvSpec:
+def spec_from_plain(plain: dict[str, Any], *, source: str) -> ChainSpec:
     """Decode a space's description, such as a latency table's header holds.
 
     Its `kind` says which space it is; the channel-mask spaces, which were there first, have none.
@@ -176,7 +57,7 @@ def spec_from_plain(plain: dict[str, Any], *, source: str) -> SpaceSpec | MBConv
         ConfigError: It describes no space of this version of hwnas.
     """
     if "kind" not in plain:
-        return convert(plain, SpaceSpec, source=source)
+        return convert(plain, ChannelSpec, source=source)
     kind = plain["kind"]
     if kind == "mbconv":
         return convert(plain, MBConvSpec, source=source)

@@ -10,8 +10,8 @@ from hwnas.core.decoding import read_json
 from hwnas.core.weights import read_weights
 from hwnas.data.sources import DataConfig
 from hwnas.robustness.threat import ThreatModel
-from hwnas.search.records import Derivation, Resources, budgets_of
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.search.records import Derivation, Resources, budgets_of, read_derivation
+from hwnas.space.registry import space_from_spec
 from hwnas.verify.verification import VerifySettings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from hwnas.data.images import Split
     from hwnas.search.budget import Budgets
-    from hwnas.space.network import ChannelNetwork
+    from hwnas.space.supernet import SlimNetwork
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
@@ -90,7 +90,7 @@ class Bundle:
 
     card: ModelCard
     derivation: Derivation
-    twin: ChannelNetwork
+    twin: SlimNetwork
     model: bytes
 
     @property
@@ -108,8 +108,8 @@ def open_bundle(path: Path) -> Bundle:
     check_checksums(path)  # the manifest among them, before it is believed
     read_manifest(path, kind="export")
     card = read_json(path / CARD_FILE, ModelCard)
-    derivation = read_json(path / GENOTYPE_FILE, Derivation)
-    twin = ChannelSpace(derivation.space).network(derivation.genotype)
+    derivation = read_derivation(path / GENOTYPE_FILE)
+    twin = space_from_spec(derivation.space).network(derivation.genotype)
     read_weights(path / WEIGHTS_FILE, twin)
     return Bundle(
         card=card,

@@ -169,11 +169,11 @@ def make_derivation(
     import numpy as np
 
     from hwnas.core.artifacts import read_manifest, sha256_of_file, write_atomically
-    from hwnas.core.decoding import encode_json, read_json
+    from hwnas.core.decoding import encode_json
     from hwnas.core.errors import BudgetError, LatencyTableMismatch
     from hwnas.latency.resources import SpaceCosts
     from hwnas.search.derive import best_genotype, check_budgets
-    from hwnas.search.records import Attempt, Derivation, SearchRecord
+    from hwnas.search.records import Attempt, Derivation, read_search
     from hwnas.space.registry import space_from_spec
     from hwnas.stages.budgets import resources_of, say_what_is_out
     from hwnas.stages.spaces import (
@@ -187,7 +187,7 @@ def make_derivation(
 
     read_manifest(search_path, kind="search")
     record_path = search_path / "search.json"
-    record = read_json(record_path, SearchRecord)
+    record = read_search(record_path)
     table = LatencyTable.read(table_path)
     header = table.header
     if header.space_fingerprint != record.space.fingerprint and not estimate:
@@ -260,7 +260,8 @@ def make_derivation(
         params=space.parameters(chosen.genotype),
         student_layers=record.student_layers,
         teacher_layers=record.teacher_layers,
-        tutors=record.tutors,
+        tutor_weights=record.tutor_weights,
+        selection=record.selection,
         attention_size=record.attention_size,
         attempts=tuple(attempts),
         table_sha256=sha256_of_file(table_path),

@@ -78,8 +78,8 @@ def make_engine(
     from hwnas.core.weights import read_weights
     from hwnas.data.sources import load_data
     from hwnas.robustness.evaluate import logits_from_module, logits_from_runner
-    from hwnas.search.records import Derivation
-    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.search.records import read_derivation
+    from hwnas.space.registry import space_from_spec
     from hwnas.stages import bundle as files
     from hwnas.stages import train as trained
     from hwnas.stages.artifacts import is_current
@@ -98,9 +98,9 @@ def make_engine(
     if is_current(out, kind="export", settings=settings, inputs=inputs):
         progress.say(f"export: {out} is finished already")
         return _result(out)
-    derivation = read_json(network / trained.GENOTYPE_FILE, Derivation)
+    derivation = read_derivation(network / trained.GENOTYPE_FILE)
     check_deployable(derivation.target)
-    space = ChannelSpace(derivation.space)
+    space = space_from_spec(derivation.space)
     twin = space.network(derivation.genotype).eval()
     read_weights(network / trained.WEIGHTS_FILE, twin)
     data = load_data(config.data)

@@ -129,8 +129,8 @@ def make_network(
     from hwnas.core.weights import read_weights, write_weights
     from hwnas.data.sources import load_data
     from hwnas.distill.teacher import load_teacher
-    from hwnas.search.records import Derivation
-    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.search.records import read_derivation
+    from hwnas.space.registry import space_from_spec
     from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
@@ -138,7 +138,7 @@ def make_network(
     from hwnas.training.figures import accuracy_and_robustness
     from hwnas.training.student import train_student
 
-    derivation = read_json(genotype_path, Derivation)
+    derivation = read_derivation(genotype_path)
     teacher, _ = load_teacher(teacher_path, attention_size=derivation.attention_size)
     if teacher.layers != derivation.teacher_layers:
         raise ConfigError(
@@ -164,21 +164,21 @@ def make_network(
         return read_json(out / "result.json", TrainResult)
 
     data = load_data(config.data)
-    space = ChannelSpace(derivation.space)
+    space = space_from_spec(derivation.space)
     check_images_fit(data, space.spec.image_shape, space.spec.classes, what="the network")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = space.network(derivation.genotype)
-    network.stem.normalize.set_statistics(*data.pixel_statistics())
+    network.normalize.set_statistics(*data.pixel_statistics())
     if search_path is not None and config.train.init == "supernet":
         supernet = space.supernet()
         read_weights(search_path / SUPERNET_FILE, supernet)
-        network.load_state_dict(space.slim_state(supernet, derivation.genotype))
+        network.load_state_dict(supernet.slim_state(derivation.genotype))
     checkpoint = checkpoint_beside(out)
     with torch_threads(config.training_threads):
         history = train_student(
             network,
-            derivation.tutors,
+            derivation.tutor_weights,
             teacher,
             data,
             config.data,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from hwnas.data.sources import DataConfig
     from hwnas.distill.teacher import Teacher
     from hwnas.robustness.threat import ThreatModel
-    from hwnas.space.network import ChannelNetwork
+    from hwnas.space.supernet import SlimNetwork
 
 # Share of the adversarial term (Zi et al., RSLAD, eq. 7, and their released setting).
 _RSLAD_ADVERSARIAL = 5 / 6
@@ -76,8 +76,8 @@ class TrainConfig:
 
 
 def train_student(
-    network: ChannelNetwork,
-    tutors: Sequence[int],
+    network: SlimNetwork,
+    tutors: Sequence[Sequence[float]],
     teacher: Teacher,
     data: ImageData,
     data_config: DataConfig,
@@ -93,7 +93,7 @@ def train_student(
 
     Args:
         network: The network, initialized.
-        tutors: Index of the teacher layer that each of the network's tapped layers learns from.
+        tutors: Of each of the network's tapped layers, the weights of the teacher's layers.
         teacher: The robust network.
         data: The images; the test split is not touched.
         data_config: Augmentation.
@@ -130,7 +130,7 @@ def train_student(
             **inputs,
             "eps": threat.eps_pixels,
             "seed": seed,
-            "tutors": list(tutors),
+            "tutors": [list(row) for row in tutors],
         },
         progress=progress,
     )
@@ -141,8 +141,8 @@ class _Student:
 
     def __init__(
         self,
-        network: ChannelNetwork,
-        tutors: Sequence[int],
+        network: SlimNetwork,
+        tutors: Sequence[Sequence[float]],
         teacher: Teacher,
         data: ImageData,
         data_config: DataConfig,
@@ -153,7 +153,7 @@ class _Student:
         self.teacher, self.config = teacher, config
         self.data, self.data_config = data, data_config
         self.eps = threat.eps_pixels
-        self.tutors = functional.one_hot(torch.tensor(tutors), len(teacher.layers)).float()
+        self.tutors = torch.tensor(tutors)
         self.pixels = data.validation.pixels()
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay

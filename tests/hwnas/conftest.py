@@ -17,7 +17,7 @@ from hwnas.core.environment import provenance
 from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig, load_data
 from hwnas.distill.teacher import Teacher, TeacherNetwork, TeacherSpec
-from hwnas.space.spec import SpaceSpec, StageSpec
+from hwnas.space.channel_spec import ChannelSpec, StageSpec
 from hwnas_profilers.records import Measurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable
 
@@ -133,9 +133,9 @@ def table_of() -> TableMaker:
 
 
 @pytest.fixture(scope="session")
-def small_spec() -> SpaceSpec:
+def small_spec() -> ChannelSpec:
     """One block per stage: 18 networks for the images of `few_digits`."""
-    return SpaceSpec(
+    return ChannelSpec(
         name="small",
         image_shape=(1, 16, 16),
         classes=10,

@@ -17,7 +17,7 @@ from torch import nn
 
 from hwnas.core.errors import ExportError
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SPACES
+from hwnas.space.channel_spec import CHANNEL_SPACES
 from hwnas_export.memory import ModelMemory, memory_of_onnx
 from hwnas_export.onnx_export import onnx_from_module, onnx_from_modules
 
@@ -305,7 +305,7 @@ def test_any_graph_is_counted_as_a_plain_simulation_counts_it(data: st.DataObjec
 
 @pytest.fixture(scope="module")
 def space() -> ChannelSpace:
-    return ChannelSpace(SPACES["rnas-cl-xs"], batch=2)
+    return ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"], batch=2)
 
 
 def as_trained(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 
 from hwnas.core.errors import ExportError
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SpaceSpec, StageSpec
+from hwnas.space.channel_spec import ChannelSpec, StageSpec
 from hwnas_export.onnx_chain import chained
 from hwnas_export.onnx_export import INPUT_NAME, OUTPUT_NAME, onnx_from_module, onnx_from_modules
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
@@ -19,7 +19,7 @@ from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 Images = NDArray[np.float32]
 
 SPACE = ChannelSpace(
-    SpaceSpec(
+    ChannelSpec(
         name="tiny",
         image_shape=(3, 8, 8),
         classes=4,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hwnas.core.environment import provenance
 from hwnas.latency.in_network import OperatorCosts
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SPACES, SpaceSpec, StageSpec
+from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas_profilers.pairs import PAIRS_PER_SHAPE, neighbor_pairs, seams_us
 from hwnas_profilers.records import Measurement, PairMeasurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
-SPACE = ChannelSpace(SPACES["rnas-cl-xs"])
+SPACE = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
 TINY = ChannelSpace(
-    SpaceSpec(
+    ChannelSpec(
         name="tiny",
         image_shape=(3, 8, 8),
         classes=4,

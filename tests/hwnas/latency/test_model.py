@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hwnas.space.chain_space import ChainSpace
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas.space.genotype import Genotype
-    from hwnas.space.spec import SpaceSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 
@@ -66,7 +66,7 @@ def calibration_of(
 
 
 @pytest.fixture(scope="session")
-def small(small_spec: SpaceSpec) -> ChannelSpace:
+def small(small_spec: ChannelSpec) -> ChannelSpace:
     return ChannelSpace(small_spec)
 
 

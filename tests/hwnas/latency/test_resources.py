@@ -19,7 +19,7 @@ from hwnas_profilers.records import EnergyStatistics, Measurement
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 
@@ -31,7 +31,7 @@ seeds = st.integers(0, 2**32)
 
 
 @pytest.fixture(scope="session")
-def small(small_spec: SpaceSpec) -> ChannelSpace:
+def small(small_spec: ChannelSpec) -> ChannelSpace:
     return ChannelSpace(small_spec)
 
 

@@ -25,8 +25,9 @@ from hwnas.report.page import page_from_run
 from hwnas.robustness.evaluate import Accuracy
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.records import Derivation, SearchRecord
-from hwnas.space.channel_space import ChannelSpace, macs_of_operator
-from hwnas.space.spec import SpaceSpec, StageSpec
+from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.operators import macs_of_operator
 from hwnas.verify.gates import Gate, at_least, at_most
 from hwnas.verify.masking import MaskingSigns
 from hwnas.verify.parity import Parity
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     NewRun = Callable[..., Path]
 
-SPEC = SpaceSpec(
+SPEC = ChannelSpec(
     name="tiny",
     image_shape=(1, 8, 8),
     classes=3,
@@ -237,7 +238,7 @@ def make_run(run: Path, case: Case) -> Path:
         params=SPACE.parameters(genotype),
         student_layers=STUDENT_LAYERS,
         teacher_layers=case.teacher_layers,
-        tutors=record.tutors,
+        tutor_weights=record.tutor_weights,
         attention_size=4,
         attempts=(),
         table_sha256=sha256_of_file(table),

@@ -17,7 +17,7 @@ from hwnas_profilers.records import EnergyStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 
@@ -125,7 +125,7 @@ def test_a_constraint_that_does_not_bind_changes_nothing() -> None:
     assert held.multiplier == 0
 
 
-def costs_of(spec: SpaceSpec, table_of: TableMaker, *, refuse_widest: bool = False) -> SpaceCosts:
+def costs_of(spec: ChannelSpec, table_of: TableMaker, *, refuse_widest: bool = False) -> SpaceCosts:
     """All costs grow with a block's width; the widest option of the last block may be refused."""
     space = ChannelSpace(spec)
     table = table_of(space, lambda key: 10.0 + key.hidden + key.out_shape[0])
@@ -179,7 +179,7 @@ def search_in_small(
 
 
 def test_a_search_without_pressure_takes_what_it_wants(
-    small_spec: SpaceSpec, table_of: TableMaker
+    small_spec: ChannelSpec, table_of: TableMaker
 ) -> None:
     costs = costs_of(small_spec, table_of)
     probabilities, figures = search_in_small(costs, Budgets(latency_ms=1e9))
@@ -190,7 +190,7 @@ def test_a_search_without_pressure_takes_what_it_wants(
 
 @pytest.mark.parametrize("latency_binds", [False, True])
 def test_each_budget_that_adds_up_is_held_by_its_own_multiplier(
-    small_spec: SpaceSpec, table_of: TableMaker, latency_binds: bool
+    small_spec: ChannelSpec, table_of: TableMaker, latency_binds: bool
 ) -> None:
     costs = costs_of(small_spec, table_of)
     free, _ = search_in_small(costs, Budgets(latency_ms=1e9))
@@ -217,7 +217,7 @@ def test_each_budget_that_adds_up_is_held_by_its_own_multiplier(
 
 @pytest.mark.parametrize("hold_latency", [False, True])
 def test_a_bound_on_memory_drives_what_exceeds_it_out(
-    small_spec: SpaceSpec, table_of: TableMaker, hold_latency: bool
+    small_spec: ChannelSpec, table_of: TableMaker, hold_latency: bool
 ) -> None:
     costs = costs_of(small_spec, table_of)
     # The first block is at 8x8: 8 channels take 2 KiB, 4 take 1. The stem has its 8 in any case.
@@ -238,7 +238,7 @@ def test_a_bound_on_memory_drives_what_exceeds_it_out(
 
 
 def test_what_the_runtime_refuses_is_driven_out_without_any_other_bound(
-    small_spec: SpaceSpec, table_of: TableMaker
+    small_spec: ChannelSpec, table_of: TableMaker
 ) -> None:
     costs = costs_of(small_spec, table_of, refuse_widest=True)
     probabilities, figures = search_in_small(costs, Budgets(latency_ms=1e9))
@@ -248,7 +248,7 @@ def test_what_the_runtime_refuses_is_driven_out_without_any_other_bound(
 
 
 def test_the_state_of_all_multipliers_survives_the_round_trip(
-    small_spec: SpaceSpec, table_of: TableMaker
+    small_spec: ChannelSpec, table_of: TableMaker
 ) -> None:
     costs = costs_of(small_spec, table_of, refuse_widest=True)
     asked = Budgets(latency_ms=0.01, weights_kib=0.01, energy_mj=0.001)

@@ -17,9 +17,9 @@ from hwnas.search.derive import best_genotype, check_budgets
 from hwnas.search.feasible import latency_range_ms, no_network
 from hwnas.space.chain_space import ChainSpace, all_genotypes
 from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.mbconv_space import MBConvSpace
 from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
-from hwnas.space.spec import SPACES, SpaceSpec, StageSpec
 from hwnas_profilers.records import EnergyStatistics, Measurement
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ spaces = st.lists(
     st.lists(st.integers(1, 8), min_size=1, max_size=3, unique=True), min_size=1, max_size=4
 ).map(
     lambda stages: ChannelSpace(
-        SpaceSpec(
+        ChannelSpec(
             name="drawn",
             image_shape=(1, 8, 8),
             classes=2,
@@ -145,7 +145,7 @@ def test_the_fastest_networks_budget_gives_it(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_budget_for_all_gives_each_block_its_best(table_of: TableMaker, seed: int) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     costs = costs_of(space, table_of, seed)
     scores = scores_of(space, seed)
     for budget_ms in (costs.latency.range_ms()[1], 1e6):
@@ -155,7 +155,7 @@ def test_a_budget_for_all_gives_each_block_its_best(table_of: TableMaker, seed: 
 
 # One block of three widths: its first option is the best, and its last the worst.
 THREE = ChannelSpace(
-    SpaceSpec(
+    ChannelSpec(
         name="three",
         image_shape=(1, 8, 8),
         classes=2,
@@ -203,7 +203,7 @@ def test_a_budget_is_held_to_the_last_digit(
 
 
 def test_more_budget_never_gives_less(table_of: TableMaker) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     costs = costs_of(space, table_of, 0)
     scores = scores_of(space, 0)
     low, high = costs.latency.range_ms()
@@ -214,7 +214,7 @@ def test_more_budget_never_gives_less(table_of: TableMaker) -> None:
 
 
 def test_the_same_question_has_the_same_answer(table_of: TableMaker) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     costs = costs_of(space, table_of, 0, whole=True)
     even = [np.zeros(len(options)) for options in space.options]
     budget_ms = float(np.mean(costs.latency.range_ms()))
@@ -225,7 +225,7 @@ def test_the_same_question_has_the_same_answer(table_of: TableMaker) -> None:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_the_published_space_is_solved_in_a_second(table_of: TableMaker, fraction: float) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-s7"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-s7"])
     assert len(space.options) == 21
     generator = np.random.default_rng(0)
 
@@ -257,14 +257,14 @@ def test_the_published_space_is_solved_in_a_second(table_of: TableMaker, fractio
 
 @pytest.mark.parametrize("budget_ms", [0.0, -1.0, float("nan"), float("inf"), float("-inf")])
 def test_a_budget_that_is_no_number_is_refused(table_of: TableMaker, budget_ms: float) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     costs = costs_of(space, table_of, 0)
     with pytest.raises(BudgetError, match="is a positive number of milliseconds"):
         best_genotype(costs, scores_of(space, 0), within(budget_ms))
 
 
 def test_a_budget_below_the_fastest_names_the_fastest(table_of: TableMaker) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     costs = costs_of(space, table_of, 0)
     low, high = costs.latency.range_ms()
     with pytest.raises(BudgetError, match="no network meets a budget") as caught:
@@ -411,7 +411,7 @@ def test_within_any_budgets_the_optimum_is_that_of_trying_all(
 
 def test_every_budget_takes_something_away(table_of: TableMaker) -> None:
     """The best network without a budget is, with one just below it, no longer derived."""
-    space = ChannelSpace(SPACES["rnas-cl-xs"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
     costs = costs_with(space, table_of, 0)
     scores = scores_of(space, 0)
     free = Budgets(latency_ms=costs.latency.range_ms()[1])
@@ -526,7 +526,7 @@ def test_a_place_between_the_ends_is_one_among_networks_within_the_memory(
 
 
 def test_the_published_space_is_solved_in_seconds_under_all_budgets(table_of: TableMaker) -> None:
-    space = ChannelSpace(SPACES["rnas-cl-s7"])
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-s7"])
     costs = costs_with(space, table_of, 0)
     scores = scores_of(space, 0)
     best = best_genotype(costs, scores, Budgets(latency_ms=9e9))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from hwnas.core.progress import Progress
     from hwnas.distill.teacher import Teacher
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 
@@ -47,7 +47,7 @@ class Searcher:
     """A small search: its space takes from 1 to about 2.5 times the fastest network's latency."""
 
     def __init__(
-        self, spec: SpaceSpec, table_of: TableMaker, teacher: Teacher, data: ImageData
+        self, spec: ChannelSpec, table_of: TableMaker, teacher: Teacher, data: ImageData
     ) -> None:
         def cost_us(key: OperatorKey) -> float:
             return 3.0 + macs_of_operator(key) / 1e3
@@ -88,7 +88,7 @@ class Searcher:
 
 @pytest.fixture
 def searcher(
-    small_spec: SpaceSpec, table_of: TableMaker, small_teacher: Teacher, few_digits: ImageData
+    small_spec: ChannelSpec, table_of: TableMaker, small_teacher: Teacher, few_digits: ImageData
 ) -> Searcher:
     return Searcher(small_spec, table_of, small_teacher, few_digits)
 
@@ -332,7 +332,10 @@ def test_a_record_survives_its_round_trip_and_names_the_tutors(
         attention_size=4,
         seed=0,
     )
-    assert decode_json(encode_json(record), SearchRecord, source="test") == record
-    assert len(record.tutors) == len(record.student_layers)
-    for tutor, row in zip(record.tutors, record.tutor_probabilities, strict=True):
-        assert row[tutor] == max(row)
+    path = tmp_path / "search.json"
+    path.write_bytes(encode_json(record))
+    assert read_search(path) == record
+    assert len(record.tutor_weights) == len(record.student_layers)
+    for weights, row in zip(record.tutor_weights, record.tutor_probabilities, strict=True):
+        assert row[weights.index(1.0)] == max(row)
+        assert sum(weights) == 1.0

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hwnas.search.supernet import ChannelMasks, Choices, one_hot_gates, sample_gates
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SpaceSpec, StageSpec
+from hwnas.space.channel_spec import ChannelSpec, StageSpec
 
 if TYPE_CHECKING:
     from hwnas.space.network import ChannelNetwork
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPACE = ChannelSpace(
-    SpaceSpec(
+    ChannelSpec(
         name="masked",
         image_shape=(3, 9, 9),
         classes=5,

@@ -15,10 +15,10 @@ from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import InvertedResidual, Normalize, hidden_width
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.genotype import Genotype
 from hwnas.space.memory_format import channels_last
 from hwnas.space.operators import macs_of_operator, module_of_operator
-from hwnas.space.spec import SPACES, SpaceSpec, StageSpec
 from hwnas_profilers.workload import OperatorKey
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-XS = ChannelSpace(SPACES["rnas-cl-xs"])
+XS = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
 # Sizes that strides do not divide, another kernel, both strides within one stage.
 ODD = ChannelSpace(
-    SpaceSpec(
+    ChannelSpec(
         name="odd",
         image_shape=(3, 15, 11),
         classes=4,
@@ -220,7 +220,7 @@ def test_an_operator_of_another_space_is_refused() -> None:
 # The large spaces take long to run; their published counts check them.
 @pytest.mark.parametrize("name", ["rnas-cl-xs", "rnas-cl-s3", "rnas-cl-s5", "rnas-cl-s7"])
 def test_a_named_space_has_networks_that_run(name: str) -> None:
-    space = ChannelSpace(SPACES[name])
+    space = ChannelSpace(CHANNEL_SPACES[name])
     with torch.no_grad():
         logits = space.network(space.smallest).eval()(torch.rand(2, *space.spec.image_shape))
     assert logits.shape == (2, 10)

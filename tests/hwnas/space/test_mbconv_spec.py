@@ -7,8 +7,9 @@ import pytest
 
 from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import ConfigError
+from hwnas.space.channel_spec import CHANNEL_SPACES
 from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec, MBConvStage
-from hwnas.space.spec import SPACES, space_spec
+from hwnas.space.spec import space_spec
 
 SPEC = MBCONV_SPACES["mbconv-32"]
 
@@ -24,7 +25,7 @@ def test_a_space_survives_its_round_trip(name: str) -> None:
 def test_fingerprints_tell_spaces_apart() -> None:
     others = [
         *MBCONV_SPACES.values(),
-        *SPACES.values(),
+        *CHANNEL_SPACES.values(),
         replace(SPEC, image_shape=(3, 48, 48)),
         replace(SPEC, classes=11),
         replace(SPEC, stages=SPEC.stages[:2]),

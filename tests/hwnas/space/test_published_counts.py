@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.spec import SPACES
+from hwnas.space.channel_spec import CHANNEL_SPACES
 
 if TYPE_CHECKING:
     from hwnas.space.genotype import Genotype
 
 
 def space_of(name: str) -> ChannelSpace:
-    return ChannelSpace(SPACES[f"rnas-cl-{name}"])
+    return ChannelSpace(CHANNEL_SPACES[f"rnas-cl-{name}"])
 
 
 def parameters_with_biases(space: ChannelSpace, genotype: Genotype) -> int:

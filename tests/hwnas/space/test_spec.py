@@ -7,21 +7,22 @@ import pytest
 
 from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import ConfigError
+from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.genotype import Genotype
-from hwnas.space.spec import SPACES, SpaceSpec, StageSpec, space_spec
+from hwnas.space.spec import space_spec
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("name", CHANNEL_SPACES)
 def test_a_space_survives_its_round_trip(name: str) -> None:
-    spec = SPACES[name]
+    spec = CHANNEL_SPACES[name]
     assert spec.name == name
-    assert decode_json(encode_json(spec), SpaceSpec, source="test") == spec
+    assert decode_json(encode_json(spec), ChannelSpec, source="test") == spec
 
 
 def test_fingerprints_tell_spaces_apart() -> None:
-    spec = SPACES["rnas-cl-xs"]
+    spec = CHANNEL_SPACES["rnas-cl-xs"]
     others = [
-        *SPACES.values(),
+        *CHANNEL_SPACES.values(),
         replace(spec, image_shape=(3, 16, 16)),
         replace(spec, classes=11),
         replace(spec, stages=spec.stages[:2]),
@@ -45,7 +46,7 @@ def test_fingerprints_tell_spaces_apart() -> None:
     ],
 )
 def test_a_space_is_what_it_was(name: str, fingerprint: str) -> None:
-    assert SPACES[name].fingerprint == fingerprint
+    assert CHANNEL_SPACES[name].fingerprint == fingerprint
 
 
 def test_a_genotype_of_before_is_still_read() -> None:
@@ -58,8 +59,8 @@ def test_a_genotype_of_before_is_still_read() -> None:
 def test_a_space_is_fitted_to_images_and_classes() -> None:
     spec = space_spec("rnas-cl-s3", image_shape=(1, 28, 28), classes=7)
     assert (spec.image_shape, spec.classes) == ((1, 28, 28), 7)
-    assert spec == replace(SPACES["rnas-cl-s3"], image_shape=(1, 28, 28), classes=7)
-    assert space_spec("rnas-cl-s3") is SPACES["rnas-cl-s3"]
+    assert spec == replace(CHANNEL_SPACES["rnas-cl-s3"], image_shape=(1, 28, 28), classes=7)
+    assert space_spec("rnas-cl-s3") is CHANNEL_SPACES["rnas-cl-s3"]
 
 
 def test_an_unknown_space_names_the_nearest() -> None:
@@ -104,4 +105,4 @@ def test_a_stage_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -
 )
 def test_a_space_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        replace(SPACES["rnas-cl-xs"], **changes)
+        replace(CHANNEL_SPACES["rnas-cl-xs"], **changes)

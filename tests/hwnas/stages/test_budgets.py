@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from hwnas.core.artifacts import ManifestDraft, new_artifact
-from hwnas.core.decoding import decode_json, encode_json, read_json
+from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import BudgetError, ConfigError, LatencyTableError, TargetError
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
-from hwnas.search.records import Derivation, SearchRecord
+from hwnas.search.records import Derivation, SearchRecord, read_derivation
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.stages import search as search_stage
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.core.environment import Device
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas_profilers.workload import OperatorKey, Workload
 
     TableMaker = Callable[..., LatencyTable]
@@ -65,7 +65,7 @@ class Case:
 
 
 @pytest.fixture
-def case(small_spec: SpaceSpec, table_of: TableMaker, tmp_path: Path) -> Case:
+def case(small_spec: ChannelSpec, table_of: TableMaker, tmp_path: Path) -> Case:
     space = ChannelSpace(small_spec)
 
     def cost_us(key: OperatorKey) -> float:
@@ -126,7 +126,7 @@ def test_what_is_derived_keeps_every_budget_and_records_what_it_takes(case: Case
         ]
         likeliest = min(sum(case.costs.space.choices(each)) for each in within)
         space = case.costs.space
-        derivation = read_json(case.out, Derivation)
+        derivation = read_derivation(case.out)
         assert sum(space.choices(derivation.genotype)) == likeliest
         assert derivation.budgets == Budgets(latency_ms=9e9, **{name: bound})
         assert derivation.resources is not None
@@ -217,7 +217,7 @@ def test_a_network_that_meters_over_its_energy_gives_way(
     assert found.widths != free.widths
     assert any("(uncalibrated), metered" in message for message in said.messages)
     assert any("not calibrated by whole networks" in message for message in said.messages)
-    first, second = read_json(case.out, Derivation).attempts
+    first, second = read_derivation(case.out).attempts
     assert first.energy_bound_mj == bound
     assert second.energy_bound_mj == pytest.approx(0.9 * bound)
     assert first.bound_ms == second.bound_ms

@@ -12,6 +12,7 @@ from hwnas.core.environment import provenance
 from hwnas.core.errors import ConfigError
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.mbconv_space import MBConvSpace
+from hwnas.space.mbconv_spec import MBCONV_SPACES
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
 from hwnas.stages.spaces import require_searchable, space_of_table
@@ -78,5 +79,5 @@ def test_a_space_without_a_supernet_is_not_searched() -> None:
 
 
 def test_a_renamed_space_is_still_its_kind() -> None:
-    spec = replace(space_spec("mbconv-32"), name="rnas-cl-s3")
+    spec = replace(MBCONV_SPACES["mbconv-32"], name="rnas-cl-s3")
     assert isinstance(space_from_spec(spec), MBConvSpace)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas_profilers.workload import Operator
 
     Write = Callable[..., Path]
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def operators(small_spec: SpaceSpec) -> list[Operator]:
+def operators(small_spec: ChannelSpec) -> list[Operator]:
     return ChannelSpace(small_spec).operators()
 
 
 @pytest.fixture(scope="module")
-def header(small_spec: SpaceSpec) -> TableHeader:
+def header(small_spec: ChannelSpec) -> TableHeader:
     return TableHeader(
         target="onnxruntime-cpu",
         space=small_spec.name,

@@ -20,7 +20,7 @@ from hwnas.training.student import TrainConfig, train_student
 from hwnas.training.teacher import TeacherConfig, train_teacher
 
 if TYPE_CHECKING:
-    from hwnas.space.spec import SpaceSpec
+    from hwnas.space.channel_spec import ChannelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,7 +82,7 @@ def test_adversarial_training_makes_a_robust_teacher(
 def test_robust_distillation_makes_a_robust_student(
     some_digits: ImageData,
     robust_teacher: Judged,
-    small_spec: SpaceSpec,
+    small_spec: ChannelSpec,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     assert isinstance(robust_teacher.network, TeacherNetwork)

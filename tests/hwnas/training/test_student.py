@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hwnas.core.progress import Progress
     from hwnas.data.images import ImageData
     from hwnas.distill.teacher import Teacher
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas.space.network import ChannelNetwork
-    from hwnas.space.spec import SpaceSpec
     from hwnas.training.loop import Figures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +64,7 @@ class Setting:
 
 
 @pytest.fixture
-def setting(small_spec: SpaceSpec, small_teacher: Teacher, few_digits: ImageData) -> Setting:
+def setting(small_spec: ChannelSpec, small_teacher: Teacher, few_digits: ImageData) -> Setting:
     return Setting(ChannelSpace(small_spec), small_teacher, few_digits)
 
 
