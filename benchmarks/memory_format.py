@@ -9,7 +9,7 @@ from _results import compare
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwnas.distill.teacher import TeacherNetwork, TeacherSpec
+from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.channel_spec import CHANNEL_SPACES
 from hwnas.space.memory_format import channels_last

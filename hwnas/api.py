@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hwnas.stages.derive import derive
     from hwnas.stages.doctor import doctor
     from hwnas.stages.export import export
+    from hwnas.stages.pareto import pareto
     from hwnas.stages.profile import profile
     from hwnas.stages.report import report
     from hwnas.stages.search import search
@@ -31,6 +32,7 @@ __all__ = [
     "derive",
     "doctor",
     "export",
+    "pareto",
     "profile",
     "report",
     "run",
@@ -55,6 +57,7 @@ FUNCTIONS = {
     "teacher": "hwnas.stages.teacher:teacher",
     "search": "hwnas.stages.search:search",
     "derive": "hwnas.stages.derive:derive",
+    "pareto": "hwnas.stages.pareto:pareto",
     "train": "hwnas.stages.train:train",
     "export": "hwnas.stages.export:export",
     "verify": "hwnas.stages.verify:verify",

@@ -61,7 +61,8 @@ class Summary:
         eps: Size of the perturbation in pixel units.
         parity: Agreement of engine and twin.
         gates: Whether each gate was passed.
-        widths: Output width of each searched block.
+        blocks: What each searched block is: a name, or its output width where that alone is
+            searched.
         bundle: Folder of the bundle.
         report: The HTML page.
     """
@@ -78,7 +79,7 @@ class Summary:
     eps: float
     parity: ParitySummary
     gates: dict[str, bool]
-    widths: tuple[int, ...]
+    blocks: tuple[int | str, ...]
     bundle: str
     report: str
 
@@ -121,7 +122,6 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     from hwnas.stages.export import make_engine
     from hwnas.stages.report import report
     from hwnas.stages.search import make_search
-    from hwnas.stages.spaces import require_searchable
     from hwnas.stages.teacher import make_teacher
     from hwnas.stages.train import make_network
     from hwnas_profilers.targets import require_target
@@ -132,7 +132,7 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     spec = space_spec(
         config.space.name, image_shape=data.image_shape, classes=len(data.class_names)
     )
-    space = require_searchable(space_from_spec(spec, dtype=target.runtime.precision))
+    space = space_from_spec(spec, dtype=target.runtime.precision)
     table = _table(config, space, out, progress)
     costs = SpaceCosts(space, table)
     budgets = config.budget.resolve(costs)
@@ -302,7 +302,7 @@ def _summary(verification: Verification, out: Path, bundle: Path, page: Path) ->
             agreement=verification.parity.agreement,
         ),
         gates={gate.name: gate.passed for gate in verification.gates},
-        widths=derivation.genotype.widths,
+        blocks=derivation.genotype.options,
         bundle=str(bundle),
         report=str(page),
     )

@@ -109,6 +109,7 @@ def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
     for count in CALIBRATION:
         predicted = predict(
             keys=keys,
+            bytes_=weights_bytes(space, keys),
             isolated_us=np.array([table.latency_us(key) for key in keys]),
             prior_us=np.array([costs.prior_us(key) for key in keys]),
             node_sums_us=node_sums_us,
@@ -156,6 +157,7 @@ def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
 def predict(
     *,
     keys: Sequence[OperatorKey],
+    bytes_: Floats,
     isolated_us: Floats,
     prior_us: Floats,
     node_sums_us: Floats | None,
@@ -182,9 +184,8 @@ def predict(
             for each in (counts, counts_new)
         )
         predicted["node_sum_affine"] = new @ relative_least_squares(columns, measured_us)
-    predicted[OURS] = fit_latency(keys, prior_us, weights_bytes(keys), counts, measured_us).predict(
-        counts_new
-    )
+    fit = fit_latency(keys, prior_us, bytes_, counts, measured_us)
+    predicted[OURS] = fit.predict(counts_new)
     return predicted
 
 

@@ -178,7 +178,7 @@ def main() -> None:
         costs = OperatorCosts(table)
         prior_us = np.array([costs.prior_us(key) for key in keys])
         counts = operator_counts(space, genotypes, keys)
-        fit = fit_latency(keys, prior_us, weights_bytes(keys), counts, measured_us)
+        fit = fit_latency(keys, prior_us, weights_bytes(space, keys), counts, measured_us)
     error_percent = float(100 * np.mean(np.abs(fit.predict(counts) / measured_us - 1)))
     with clocked("latency model of the space"):
         model = LatencyModel(space, table)

@@ -42,7 +42,7 @@ def main() -> None:
     wider = replace(
         spec,
         name="mbconv-32-wide",
-        stages=tuple(replace(stage, width=stage.width + 8) for stage in spec.stages),
+        stages=tuple(replace(stage, widths=(stage.widths[0] + 8,)) for stage in spec.stages),
     )
     operators = [each for one in (spec, wider) for each in space_from_spec(one).operators()]
     distinct = list({operator.key: operator for operator in operators}.values())

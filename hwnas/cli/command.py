@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # Names that annotations may use though their module imports them for type checkers only.
 ANNOTATION_NAMES = {"Path": Path, "Literal": Literal, "Progress": Progress}
 REQUIRED = inspect.Parameter.empty
+_OBJECTS = ("progress", "log")
+"""Parameters that take objects: the command line gives the first, and leaves the other."""
 METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 
 
@@ -112,14 +114,14 @@ def comma_separated(element: type, count: int | None) -> Callable[[str], tuple[A
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """Read a public function's parameters, all but `progress`, in the order of its signature.
+    """Read a public function's parameters, all but `progress` and `log`, as in its signature.
 
     Raises:
         TypeError: The docstring's `Args:` leaves a parameter out.
     """
     signature = inspect.signature(function)
     named = {
-        name: parameter for name, parameter in signature.parameters.items() if name != "progress"
+        name: parameter for name, parameter in signature.parameters.items() if name not in _OBJECTS
     }
     # The return annotation is left out: it may name what only type checkers import.
     annotated = types.SimpleNamespace(

@@ -50,13 +50,17 @@ COMMANDS = {
         positional=("tables",),
     ),
     "teacher": CommandEntry(
-        summary="Train a robust teacher, or take one from a file of weights.",
+        summary="Train a robust teacher, or take one that exists.",
     ),
     "search": CommandEntry(
         summary="Search the space for a robust network within a latency budget.",
     ),
     "derive": CommandEntry(
         summary="Derive the exact best architecture under a latency budget, and measure it.",
+    ),
+    "pareto": CommandEntry(
+        summary="Find the whole Pareto front of a search on a latency table, exactly.",
+        positional=("search",),
     ),
     "train": CommandEntry(
         summary="Train the derived network with the tutors that the search chose.",

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hwnas.core.errors import HwnasError
+from hwnas.core.processes import is_first, process_rank
+from hwnas.core.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +35,8 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the message and the hint on stderr."""
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {self.message}", err=True)
+        whose = "" if is_first() else f"[process {process_rank()}] "
+        click.echo(f"{whose}{click.style('error:', fg='red', bold=True)} {self.message}", err=True)
         if self.hint:
             click.echo(f"  hint: {self.hint}", err=True)
 
@@ -59,18 +62,21 @@ def invoke(
     from hwnas.cli.render import write_result
 
     click.get_current_context().meta[DEBUG] = debug
-    click.echo(f"python: {python_call(function, name=name, arguments=arguments)}", err=True)
+    if is_first():  # of the processes that torchrun starts, one speaks for all
+        click.echo(f"python: {python_call(function, name=name, arguments=arguments)}", err=True)
     try:
-        with _diagnostics_on_stderr(debug=debug), open_progress() as progress:
+        with _diagnostics_on_stderr(debug=debug), open_progress() as opened:
+            progress = opened if is_first() else SILENT
             extra = {"progress": progress} if _takes_progress(function) else {}
             result = function(**arguments, **extra)
     except HwnasError as error:
         # What was checked failed, not the command: what was found is still its result.
         found = getattr(error, "result", None)
-        if found is not None:
+        if found is not None and is_first():
             write_result(found, as_json=as_json)
         raise
-    write_result(result, as_json=as_json)
+    if is_first():
+        write_result(result, as_json=as_json)
 
 
 class _Code(str):

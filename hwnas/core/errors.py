@@ -12,6 +12,7 @@
     │   └── LatencyTableMiss (LookupError)     ... because an operator is not in it
     ├── BudgetError (ValueError)               a budget that no network of the space meets
     ├── TrainingDivergedError (ArithmeticError)  a loss that is no longer a finite number
+    ├── ProcessError (RuntimeError)            one of several processes of a run that is lost
     ├── ExportError (RuntimeError)             a network that could not be exported as promised
     └── GateFailedError (AssertionError)       an engine that failed a gate of `hwnas verify`
 
@@ -89,6 +90,10 @@ class BudgetError(HwnasError, ValueError):
 
 class TrainingDivergedError(HwnasError, ArithmeticError):
     """A loss is no longer a finite number."""
+
+
+class ProcessError(HwnasError, RuntimeError):
+    """Of the processes that torchrun started, one was lost or computed something else."""
 
 
 class ExportError(HwnasError, RuntimeError):

@@ -19,9 +19,14 @@ def write_weights(path: Path, network: nn.Module) -> None:
     Raises:
         InputFileError: The file cannot be written.
     """
+    import torch
     from safetensors.torch import save
 
-    state = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    # Copies, as safetensors refuses tensors that share memory, e.g. tied weights.
+    state = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
     write_atomically(path, save(state))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -32,6 +32,10 @@ class Split:
     def pixels(self) -> Tensor:
         """Return all images as float32 in [0, 1], (n, channels, height, width)."""
         return pixels_from_bytes(self.images)
+
+    def to(self, device: torch.device) -> Split:
+        """Return the split on a device."""
+        return Split(images=self.images.to(device), labels=self.labels.to(device))
 
     def subset(self, count: int, generator: torch.Generator) -> Split:
         """Return a random subset, or the split itself where it is no larger than that."""
@@ -72,8 +76,8 @@ class ImageData:
 
 
 def pixels_from_bytes(images: Tensor) -> Tensor:
-    """Convert uint8 images to float32 pixels in [0, 1]."""
-    return images.to(torch.float32) / 255.0
+    """Convert uint8 images to pixels in [0, 1], of torch's default type: float32 unless set."""
+    return images.to(torch.get_default_dtype()) / 255.0
 
 
 def batches(
@@ -83,6 +87,7 @@ def batches(
     *,
     pad: int = 0,
     flip: bool = False,
+    share: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Go through a split once, shuffled and augmented, with all images of a batch at once.
 
@@ -94,33 +99,48 @@ def batches(
         generator: Source of order and augmentation.
         pad: Shift each image by up to this many pixels each way, filled with zeros.
         flip: Mirror every other image, at random.
+        share: Takes a process's part of a batch; all is drawn for the whole batch, so that the
+            parts of several processes make up what one would have. None takes all of it.
 
     Yields:
-        Pixels in [0, 1], (batch, channels, height, width), and labels, (batch,).
+        Pixels in [0, 1], (batch, channels, height, width), and labels, (batch,), where the split
+        is.
     """
+    take = share or (lambda whole: whole)
+    device = split.images.device
     order = torch.randperm(len(split), generator=generator)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        if len(chosen) == 1:
+        count = len(chosen)
+        if count == 1:
             continue
+        chosen = take(chosen).to(device)
         images = split.images[chosen]
         if pad:
-            images = _shifted(images, pad, generator)
+            places = torch.randint(2 * pad + 1, (2, count), generator=generator)
+            top, left = (take(place).to(device) for place in places)
+            images = _shifted(images, pad, top, left)
         if flip:
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            mirrored = take(torch.rand(count, generator=generator) < 0.5).to(device)
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         # The layout that networks train in: see hwnas.space.memory_format.
         pixels = pixels_from_bytes(images).contiguous(memory_format=torch.channels_last)
         yield pixels, split.labels[chosen]
 
 
-def _shifted(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+def batch_sizes(split: Split, batch: int) -> list[int]:
+    """Return the sizes of the batches that `batches` yields, over all processes."""
+    sizes = [min(batch, len(split) - start) for start in range(0, len(split), batch)]
+    return [size for size in sizes if size > 1]
+
+
+def _shifted(images: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
     """Crop each image at its own place out of its zero-padded self, as one gather."""
-    count, channels, height, width = images.shape
+    _, channels, height, width = images.shape
+    device = images.device
     padded = functional.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, count), generator=generator)
-    rows = top[:, None] + torch.arange(height)  # (n, H)
-    columns = left[:, None] + torch.arange(width)  # (n, W)
-    image = torch.arange(count)[:, None, None, None]
-    channel = torch.arange(channels)[None, :, None, None]
+    rows = top[:, None] + torch.arange(height, device=device)  # (n, H)
+    columns = left[:, None] + torch.arange(width, device=device)  # (n, W)
+    image = torch.arange(len(images), device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,14 +48,12 @@ def maps_of_energies(energies: Sequence[Tensor], size: int) -> Tensor:
         As `attention_maps`.
     """
     maps = []
-    for energy in energies:
-        resized = energy[:, None]  # (B, H, W) -> (B, 1, H, W)
-        if energy.shape[-2:] != (size, size):
-            resized = functional.interpolate(
-                resized, size=(size, size), mode="bilinear", align_corners=False
-            )
-        maps.append(resized.flatten(1))
-    return functional.normalize(torch.stack(maps, dim=1), dim=2)
+    with _full_precision(energies[0]):
+        # Neighbors are mostly of one size: they are resized at once.
+        for shape, group in itertools.groupby(energies, key=lambda energy: energy.shape[-2:]):
+            stacked = torch.stack(tuple(group), dim=1)  # (B, L, H, W)
+            maps.append(_resized(stacked, size).flatten(2) if shape != (size, size) else stacked.flatten(2))
+        return functional.normalize(torch.cat(maps, dim=1), dim=2)
 
 
 def attention_distances(student: Tensor, teacher: Tensor) -> Tensor:
@@ -69,10 +68,11 @@ def attention_distances(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (student layers, teacher layers), averaged over the batch; at least 0.
     """
-    products = torch.einsum("bsp,btp->st", student, teacher) / len(student)
-    student_norms = student.square().sum(2).mean(0)[:, None]
-    teacher_norms = teacher.square().sum(2).mean(0)[None, :]
-    return student_norms + teacher_norms - 2.0 * products
+    with _full_precision(student):
+        products = torch.bmm(student, teacher.mT).mean(0)
+        student_norms = student.square().sum(2).mean(0)[:, None]
+        teacher_norms = teacher.square().sum(2).mean(0)[None, :]
+        return student_norms + teacher_norms - 2.0 * products
 
 
 def attention_loss(distances: Tensor, weights: Tensor) -> Tensor:
@@ -86,3 +86,23 @@ def attention_loss(distances: Tensor, weights: Tensor) -> Tensor:
         A scalar: the weighted sum over all pairs, divided by their number (1/(n_s n_t)).
     """
     return (weights * distances).mean()
+
+
+def _resized(maps: Tensor, size: int) -> Tensor:
+    """Resize (..., height, width) bilinearly, as `interpolate` does without `align_corners`.
+
+    Two products of matrices are several times as fast as `interpolate` and its backward are, which
+    on a GPU is not even deterministic.
+    """
+    rows, columns = (
+        functional.interpolate(
+            torch.eye(side, dtype=maps.dtype, device=maps.device)[:, None], size=size, mode="linear"
+        )[:, 0]
+        for side in maps.shape[-2:]
+    )  # (side, size)
+    return rows.mT @ (maps @ columns)
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Leave autocast, which would round products of matrices; distances are small differences."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -28,7 +28,10 @@ dearest one: a gradient needs a number, and it must point away from there."""
 def link_arrays(space: ChainSpace, figure: Callable[[OperatorKey], float]) -> LinkFloats:
     """Look every operator of a space up. Where nothing runs, a skip, the figure is exactly 0."""
     return tuple(
-        np.array([[0.0 if key is None else figure(key) for key in row] for row in link])
+        np.array(
+            [[0.0 if key is None else figure(key) for key in row] for row in link],
+            dtype=np.float64,
+        )
         for link in space.transitions
     )
 
@@ -54,8 +57,12 @@ class ChainCost:
         """Return the cost of a network, given each searched block's option."""
         chosen = (0, *choices, 0)
         before = (0, *chosen[:-1])
-        steps = zip(self.links, before, chosen, strict=True)
-        return self.fixed + sum(float(link[i, j]) for link, i, j in steps)
+        total = 0.0
+        # Added up one by one, as `sum` no longer does since Python 3.12: so this is to the last bit
+        # what the labels of `hwnas.search.labels` add up to.
+        for link, i, j in zip(self.links, before, chosen, strict=True):
+            total += float(link[i, j])
+        return self.fixed + total
 
     def range(self, allowed: LinkMasks | None = None) -> tuple[float, float] | None:
         """Return the least and the greatest cost of a network.

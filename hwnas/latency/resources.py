@@ -1,4 +1,4 @@
-"""What a network takes besides time: memory of activations, weights and energy, from the table."""
+"""What a network takes besides time: memory, weights and energy, from the table; and its size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from hwnas.core.errors import LatencyTableError
+from hwnas.core.errors import LatencyTableError, LatencyTableMiss
 from hwnas.latency.costs import ChainCost, link_arrays
 from hwnas.latency.model import LatencyModel
 
@@ -46,6 +46,8 @@ class NetworkFigures:
 class SpaceCosts:
     """All costs of a space's networks on a target. Only latency must be in the table.
 
+    Multiply-accumulates and parameters need no table: the space knows them.
+
     Weights and energy add up over the operators of a network. The peak of live activations does
     not: it is the greatest of its operators' peaks, since between two operators of a chain nothing
     is alive but the tensor between them (`hwnas_export.memory`). That, and the sum of weights, is
@@ -62,8 +64,21 @@ class SpaceCosts:
 
     def __init__(self, space: ChainSpace, table: LatencyTable) -> None:
         self.space = space
-        self.latency = LatencyModel(space, table)
+        try:
+            self.latency = LatencyModel(space, table)
+        except LatencyTableMiss as error:
+            raise _all_missing(space, table, error) from error
         self._table = table
+
+    @functools.cached_property
+    def macs(self) -> ChainCost:
+        """Multiply-accumulates per image along the chain."""
+        return ChainCost(link_arrays(self.space, self.space.macs_of))
+
+    @functools.cached_property
+    def params(self) -> ChainCost:
+        """Trained parameters along the chain, batch normalization's included."""
+        return ChainCost(link_arrays(self.space, self.space.parameters_of))
 
     @functools.cached_property
     def weights_bytes(self) -> ChainCost:
@@ -178,3 +193,15 @@ class SpaceCosts:
                 f"--batch {header.batch} --threads {header.threads}{option} --out NEW.jsonl",
             )
         return links
+
+
+def _all_missing(space: ChainSpace, table: LatencyTable, error: LatencyTableMiss) -> Exception:
+    """Say of how many operators the table knows nothing, not of the first one alone."""
+    keys = [operator.key for operator in space.operators()]
+    known = {*table.measurements, *table.unsupported, *table.estimates}
+    missing = sum(key not in known for key in keys)
+    return LatencyTableMiss(
+        f"{table.path} lacks {missing} of {len(keys)} operators of {space.spec.name}: "
+        f"{error.message}",
+        hint=error.hint,
+    )

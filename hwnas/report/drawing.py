@@ -163,6 +163,14 @@ def svg_from_figure(figure: Figure, name: str, alt: str) -> Markup:
     return head + Markup(f"{view_box[0]} {xlink}>{rest}")
 
 
+def svg_file_from_picture(picture: Picture) -> bytes:
+    """Write a picture as a file of its own, on paper, in the light colors of the page."""
+    colors = ";".join(f"{variable}:{color}" for color, variable in _VARIABLES.items())
+    style = f"<style>svg{{{colors};background:{PAPER}}}</style>"
+    opening, _, rest = str(picture.svg).partition(">")
+    return f"{opening}>{style}{rest}\n".encode()
+
+
 def epochs_axis(axes: Axes, *, label: bool = True) -> None:
     """Give an axis of epochs whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))

@@ -1,8 +1,7 @@
-"""Pictures of latency: the operators, the chosen network's stack, predicted against measured."""
+"""Pictures of latency: the derived network's stack, predicted against measured."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,20 +21,18 @@ from hwnas.report.drawing import (
     picture_from_figure,
 )
 from hwnas.report.numbers import fixed, number, percent
+from hwnas.report.operator_labels import channels, kind_of, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
 
     from hwnas.latency.model import LatencyModel
     from hwnas.report.numbers import TimeUnit
     from hwnas.report.run_files import RunFiles
     from hwnas_profilers.records import NetworkMeasurement
-    from hwnas_profilers.table import LatencyTable
-    from hwnas_profilers.workload import OperatorKey
 
-ROW_INCHES = 0.132
+
+_OPTION_LETTERS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,91 +48,22 @@ def network_shares(run: RunFiles, latency: LatencyModel) -> list[Share]:
 
     A skipped block runs none and has no share.
     """
-    chosen = (0, *latency.space.choices(run.derivation.genotype), 0)
+    genotype = run.derivation.genotype
+    chosen = (0, *latency.space.choices(genotype), 0)
     before = (0, *chosen[:-1])
-    names = ["stem", *(f"block {i + 1}" for i in range(len(chosen) - 2)), "head"]
-    return [
-        Share(name=f"{name}, {_channels(key)}", latency_us=float(costs[i, j]))
-        for name, link, costs, i, j in zip(
-            names, latency.space.transitions, latency.links_us, before, chosen, strict=True
-        )
-        if (key := link[i][j]) is not None
-    ]
-
-
-def operators_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Picture:
-    """Draw every operator's isolated latency with its interval; mark those of the network."""
-    table = run.table
-    used = Counter(latency.space.operators_of(run.derivation.genotype))
-    groups = _groups(table)
-    rows = sum(len(keys) + 1.35 for keys in groups.values())
-    figure = new_figure(rows * ROW_INCHES + 0.55)
-    axes = figure.add_subplot()
-    y = 0.0
-    ticks: list[float] = []
-    labels: list[str] = []
-    for title, keys in groups.items():
-        axes.annotate(
-            title, (0, y), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", va="center", fontsize=SMALL_POINTS, color=MUTED,
-        )  # fmt: skip
-        y += 1
-        for key in sorted(keys, key=table.latency_us):
-            _operator_row(axes, table, key, y, unit, is_used=key in used)
-            ticks.append(y)
-            labels.append(f"{'▸ ' if key in used else ''}{_channels(key)}")
-            y += 1
-        y += 0.35
-    axes.set_yticks(ticks, labels)
-    for tick, label in zip(axes.get_yticklabels(), labels, strict=True):
-        if label.startswith("▸"):
-            tick.set_color(INK)
-            tick.set_fontweight("bold")
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
-    axes.set_ylim(y - 0.3, -0.8)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"latency of the operator alone, {unit.name} (median, 95 % interval)")
-    keys = [key for group in groups.values() for key in group]
-    fastest, slowest = min(keys, key=table.latency_us), max(keys, key=table.latency_us)
-    range_text = (
-        f"{unit.text_us(table.latency_us(fastest))} to {unit.text_us(table.latency_us(slowest))}"
-    )
-    every = [table.measurements[key].statistics for key in keys]
-    widest = max((one.high_us - one.low_us) / one.median_us for one in every)
-    caption = (
-        f"All {len(keys)} operators of the space, each timed alone as the runtime compiles it: "
-        f"{range_text}, the least certain to ±{percent(widest / 2)} (most intervals are narrower "
-        "than their points). Labels give channels in → out; ▸ and diamonds mark the "
-        f"{len(used)} that the derived network runs."
-    )
-    alt = (
-        f"Dot plot of the latency of {len(keys)} operators by kind and resolution, from "
-        f"{range_text}; {len(used)} are marked as part of the derived network."
-    )
-    return picture_from_figure(
-        figure,
-        name="operators",
-        title="Latency per operator",
-        caption=caption,
-        alt=alt,
-    )
-
-
-def _operator_row(
-    axes: Axes, table: LatencyTable, key: OperatorKey, y: float, unit: TimeUnit, *, is_used: bool
-) -> None:
-    statistics = table.measurements[key].statistics
-    low, median, high = (
-        unit.value_us(value)
-        for value in (statistics.low_us, statistics.median_us, statistics.high_us)
-    )
-    color = BLUE if is_used else GRAY
-    axes.plot([low, high], [y, y], color=color, linewidth=1.4, solid_capstyle="butt")
-    axes.plot(
-        [median], [y], marker="D" if is_used else "o", markersize=3.6 if is_used else 3.2,
-        color=color, markerfacecolor=color if is_used else PAPER, markeredgewidth=0.9,
-    )  # fmt: skip
+    options = ("", *genotype.options, "")
+    shares = []
+    for place, (link, costs, i, j) in enumerate(
+        zip(latency.space.transitions, latency.links_us, before, chosen, strict=True)
+    ):
+        key, option = link[i][j], options[place]
+        if key is None:
+            continue
+        name = f"block {place}" if option else kind_of(key)
+        if isinstance(option, str) and option:  # a width is told anyway
+            name += f" {shortened(option, _OPTION_LETTERS)}"
+        shares.append(Share(name=f"{name}, {channels(key)}", latency_us=float(costs[i, j])))
+    return shares
 
 
 def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Picture:
@@ -315,34 +243,6 @@ def _points(
         for network in networks
     ]
     return np.array(points, dtype=np.float64).reshape(-1, 2)
-
-
-def _groups(table: LatencyTable) -> dict[str, list[OperatorKey]]:
-    """Group operators by kind, resolution and stride, the largest images first."""
-    order = {"stem": 0, "head": 2}
-    keys = sorted(
-        table.measurements,
-        key=lambda key: (
-            order.get(key.kind, 1), -key.in_shape[1] * key.in_shape[2], key.stride, str(key)
-        ),
-    )  # fmt: skip
-    groups: dict[str, list[OperatorKey]] = {}
-    for key in keys:
-        groups.setdefault(_group_title(key), []).append(key)
-    return groups
-
-
-def _group_title(key: OperatorKey) -> str:
-    parts = [key.kind, f"{key.in_shape[1]}×{key.in_shape[2]}"]  # noqa: RUF001 - a size
-    if key.kernel:
-        parts.append(f"kernel {key.kernel}")
-    if key.stride != 1:
-        parts.append(f"stride {key.stride}")
-    return ", ".join(parts)
-
-
-def _channels(key: OperatorKey) -> str:
-    return f"{key.in_shape[0]} → {key.out_shape[0]}"
 
 
 def _decimals(value: float) -> int:

@@ -11,11 +11,14 @@ from hwnas.latency.model import LatencyModel
 from hwnas.report import tables
 from hwnas.report.accuracy_pictures import attacks_picture, training_picture
 from hwnas.report.drawing import drawing_style
-from hwnas.report.latency_pictures import operators_picture, predictions_picture, stack_picture
+from hwnas.report.latency_pictures import predictions_picture, stack_picture
 from hwnas.report.numbers import TimeUnit, fixed
+from hwnas.report.operators_picture import operators_picture
+from hwnas.report.options_picture import options_picture
 from hwnas.report.run_files import KINDS, RunFiles, read_run
-from hwnas.report.search_pictures import curves_picture, tutors_picture, widths_picture
+from hwnas.report.search_pictures import curves_picture
 from hwnas.report.settings_text import toml_from_settings
+from hwnas.report.tutors_picture import tutors_picture, tutors_sentence
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import spec_from_plain
 
@@ -80,7 +83,7 @@ def pictures(run: RunFiles, unit: TimeUnit) -> dict[str, Picture]:
             stack_picture(run, latency, unit),
             predictions_picture(run, latency, unit),
             curves_picture(run, unit),
-            widths_picture(run),
+            options_picture(run),
             tutors_picture(run),
             attacks_picture(run),
             training_picture(run),
@@ -105,6 +108,7 @@ def _context(run: RunFiles) -> dict[str, Any]:
         "eps": tables.eps_text(found.threat),
         "gates": tables.gate_rows(run),
         "pictures": pictures(run, unit),
+        "tutors": tutors_sentence(run),
         "predictors": tables.predictor_rows(run),
         "calibration": calibration,
         "noise_floor": fixed(calibration.noise_floor_percent, 2) if calibration else "",

@@ -1,16 +1,13 @@
-"""Pictures of the search: its curves, the widths that it weighed, the tutors that it chose."""
+"""Pictures of the search: how it went, epoch by epoch."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from matplotlib.patches import Rectangle
 
 from hwnas.report.drawing import (
     BLUE,
-    INK,
-    MUTED,
     ORANGE,
     SMALL_POINTS,
     Picture,
@@ -18,8 +15,8 @@ from hwnas.report.drawing import (
     new_figure,
     picture_from_figure,
 )
-from hwnas.report.numbers import fixed, number, percent
-from hwnas.space.registry import space_from_spec
+from hwnas.report.numbers import number
+from hwnas.search.budget import ADDED_COSTS, Budgets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,36 +26,58 @@ if TYPE_CHECKING:
     from hwnas.report.numbers import TimeUnit
     from hwnas.report.run_files import History, RunFiles
 
-# Ink on the darkest cell is still read easily, in light and in dark mode.
-_DARKEST = 0.72
+_TITLES = {
+    "loss": "loss, weights (log)",
+    "choice_loss": "loss, choices (log)",
+    "multiplier": "multiplier of the budget",
+    "entropy": "entropy of the choices, nat",
+    "temperature": "Gumbel temperature (log)",
+}
+_COSTS = {
+    "weights_kib": "weights, KiB",
+    "energy_mj": "sum of energies, mJ",
+    "macs_m": "MACs, millions",
+    "params_k": "parameters, thousands",
+}
+"""Short names of costs by their budgets: a title has no room for their units written out."""
+_LOG = ("loss", "choice_loss", "temperature")
+_FORBIDDEN = "expected_forbidden_operators"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One line chart of the search.
+
+    Attributes:
+        name: What the history calls the figure.
+        title: What it is.
+        scale: What the history's figures are multiplied by.
+        bound: A budget on it, scaled; None without one.
+    """
+
+    name: str
+    title: str
+    scale: float = 1.0
+    bound: float | None = None
 
 
 def curves_picture(run: RunFiles, unit: TimeUnit) -> Picture:
-    """Draw the search's losses, expected latency, multiplier, entropy and temperature."""
+    """Draw the search's losses, its expected costs with their budgets, and how it chooses."""
     history, record = run.search_history, run.search
-    figure = new_figure(5.0)
-    grid = figure.subplots(3, 2, sharex=True)
-    panels = (
-        ("loss", "loss, weights (log)", True),
-        ("choice_loss", "loss, choices (log)", True),
-        ("expected_ms", f"expected latency, {unit.name}", False),
-        ("multiplier", "multiplier of the budget", False),
-        ("entropy", "entropy of the choices, nat", False),
-        ("temperature", "Gumbel temperature (log)", True),
-    )
-    for axes, (name, title, is_log) in zip(grid.flat, panels, strict=True):
-        scale = unit.per_ms if name == "expected_ms" else 1.0
-        _curve(axes, history, name, scale=scale, is_log=is_log)
-        axes.set_title(title)
-        epochs_axis(axes, label=axes in grid[-1])
-    latency = grid[1, 0]
-    budget = unit.value_ms(record.budget_ms)
-    latency.axhline(budget, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 2)))
-    latency.annotate(
-        f"budget {fixed(budget, 1)}", (1, budget), xycoords=("axes fraction", "data"),
-        xytext=(0, 3), textcoords="offset points", ha="right", fontsize=SMALL_POINTS, color=ORANGE,
-    )  # fmt: skip
-    latency.margins(y=0.18)
+    panels = panels_of(run, unit)
+    rows = (len(panels) + 1) // 2
+    figure = new_figure(0.5 + 1.5 * rows)
+    grid = figure.subplots(rows, 2, sharex=True, squeeze=False)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(panels):
+            axes.set_axis_off()
+            continue
+        panel = panels[index]
+        _curve(axes, history, panel)
+        axes.set_title(panel.title)
+        is_last = index + 2 >= len(panels)
+        epochs_axis(axes, label=is_last)
+        axes.tick_params(axis="x", labelbottom=is_last)
     over = sum(figures.get("expected_ms", 0.0) > record.budget_ms for figures in history)
     caption = (
         f"{len(history)} epochs of search: the expected latency of the supernet ends at "
@@ -67,11 +86,12 @@ def curves_picture(run: RunFiles, unit: TimeUnit) -> Picture:
     )
     warmup = sum("choice_loss" not in figures for figures in history)
     if warmup:
-        caption += f" The choices rest during the first {warmup} epochs."
+        first = "first epoch" if warmup == 1 else f"first {warmup} epochs"
+        caption += f" The choices rest during the {first}."
     alt = (
-        f"Six line charts over {len(history)} epochs: two losses, expected latency with the budget "
-        f"line, multiplier, entropy and temperature. Expected latency ends at "
-        f"{unit.text_ms(record.expected_ms)}."
+        f"{len(panels)} line charts over {len(history)} epochs: "
+        f"{', '.join(panel.title for panel in panels)}. Expected latency ends at "
+        f"{unit.text_ms(record.expected_ms)}, with a budget of {unit.text_ms(record.budget_ms)}."
     )
     return picture_from_figure(
         figure,
@@ -82,106 +102,60 @@ def curves_picture(run: RunFiles, unit: TimeUnit) -> Picture:
     )
 
 
-def widths_picture(run: RunFiles) -> Picture:
-    """Draw the probability of each block's widths, and which was derived."""
-    record, widths = run.search, run.derivation.genotype.widths
-    options = space_from_spec(record.space).options
-    rows = [[math.exp(value) for value in row] for row in record.log_probabilities]
-    columns = max(map(len, rows))
-    figure = new_figure(len(rows) * 0.25 + 0.5)
-    axes = figure.add_subplot()
-    likeliest = 0
-    for y, (row, of_block, width) in enumerate(zip(rows, options, widths, strict=True)):
-        chosen = of_block.index(width)
-        likeliest += row[chosen] == max(row)
-        for x, (probability, option) in enumerate(zip(row, of_block, strict=True)):
-            _cell(axes, x, y, probability / max(map(max, rows)), is_chosen=x == chosen)
-            axes.text(
-                x - 0.42, y, f"{'▸ ' if x == chosen else ''}{option}", va="center",
-                fontweight="bold" if x == chosen else "normal",
-            )  # fmt: skip
-            axes.text(
-                x + 0.42, y, percent(probability, 0), va="center", ha="right",
-                fontsize=SMALL_POINTS, color=INK,
-            )  # fmt: skip
-    axes.set_xticks(
-        range(columns),
-        ["widest", *("" for _ in range(columns - 2)), "narrowest"][:columns],
+def panels_of(run: RunFiles, unit: TimeUnit) -> list[Panel]:
+    """Return what there is to draw: what the history holds, each budget beside its cost."""
+    record = run.search
+    names = {name for figures in run.search_history for name in figures}
+    budgets = record.budgets or Budgets(latency_ms=record.budget_ms)
+    latency = Panel(
+        name="expected_ms",
+        title=f"expected latency, {unit.name}",
+        scale=unit.per_ms,
+        bound=unit.value_ms(record.budget_ms),
     )
-    axes.set_yticks(range(len(rows)), [f"block {y + 1}" for y in range(len(rows))])
-    _bare(axes, columns, len(rows))
-    caption = (
-        f"Channels that each block may have, with the probability that the search gave them; "
-        f"framed and marked ▸, the derived ones. {likeliest} of {len(rows)} blocks got "
-        "their likeliest width"
-        + (": the budget leaves room for all of them." if likeliest == len(rows) else
-           ", the others gave way to the budget.")
-    )  # fmt: skip
-    alt = "Chosen widths with their probabilities: " + "; ".join(
-        f"block {y + 1}: {width} ({percent(row[of_block.index(width)], 0)})"
-        for y, (row, of_block, width) in enumerate(zip(rows, options, widths, strict=True))
-    )
-    return picture_from_figure(
-        figure,
-        name="widths",
-        title="Widths the search weighed, and chose",
-        caption=caption,
-        alt=alt,
-    )
-
-
-def tutors_picture(run: RunFiles) -> Picture:
-    """Draw the probability of each teacher layer as tutor of each student layer."""
-    record, tutors = run.search, run.derivation.tutors
-    students, teachers = record.student_layers, record.teacher_layers
-    largest = max(max(row) for row in record.tutor_probabilities)
-    figure = new_figure(len(students) * 0.17 + 1.0)
-    axes = figure.add_subplot()
-    for y, (row, tutor) in enumerate(zip(record.tutor_probabilities, tutors, strict=True)):
-        for x, probability in enumerate(row):
-            _cell(axes, x, y, probability / largest, is_chosen=x == tutor)
-            if x == tutor:
-                axes.text(
-                    x, y, percent(probability, 0), ha="center", va="center", fontweight="bold",
-                    fontsize=SMALL_POINTS,
-                )  # fmt: skip
-    axes.set_xticks(range(len(teachers)), teachers, rotation=35, ha="left", rotation_mode="anchor")
-    axes.set_yticks(range(len(students)), students)
-    _bare(axes, len(teachers), len(students))
-    axes.xaxis.set_label_position("top")
-    axes.set_xlabel("layer of the teacher", color=MUTED, fontsize=SMALL_POINTS)
-    axes.set_ylabel("layer of the student", color=MUTED, fontsize=SMALL_POINTS)
-    used = sorted({teachers[tutor] for tutor in tutors}, key=teachers.index)
-    surest = max(range(len(students)), key=lambda y: max(record.tutor_probabilities[y]))
-    caption = (
-        f"Which teacher layer each student layer learns from; framed, the chosen tutor with its "
-        f"probability. {len(used)} of {len(teachers)} teacher layers teach; the surest choice is "
-        f"{teachers[tutors[surest]]} for {students[surest]} "
-        f"({percent(max(record.tutor_probabilities[surest]), 0)}; an even split would be "
-        f"{percent(1 / len(teachers), 0)})."
-    )
-    alt = "Heat map of tutor probabilities. Chosen tutors: " + "; ".join(
-        f"{student}: {teachers[tutor]}" for student, tutor in zip(students, tutors, strict=True)
-    )
-    return picture_from_figure(
-        figure,
-        name="tutors",
-        title="Tutor map",
-        caption=caption,
-        alt=alt,
-    )
-
-
-def _curve(axes: Axes, history: History, name: str, *, scale: float, is_log: bool) -> None:
-    points = [
-        (epoch, scale * figures[name])
-        for epoch, figures in enumerate(history, start=1)
-        if name in figures
+    others = [
+        Panel(
+            name=cost.figure,
+            title=f"expected {_COSTS.get(cost.budget, cost.units)}",
+            bound=getattr(budgets, cost.budget),
+        )
+        for cost in ADDED_COSTS
+        if cost.figure != latency.name
     ]
-    axes.plot([x for x, _ in points], [y for _, y in points], color=BLUE)
-    if is_log and points and min(y for _, y in points) > 0:
+    forbidden = Panel(name=_FORBIDDEN, title="expected forbidden operators", bound=0.0)
+    plain = {name: Panel(name=name, title=title) for name, title in _TITLES.items()}
+    order = [
+        plain["loss"],
+        plain["choice_loss"],
+        latency,
+        plain["multiplier"],
+        *others,
+        forbidden,
+        plain["entropy"],
+        plain["temperature"],
+    ]
+    return [panel for panel in order if panel.name in names]
+
+
+def _curve(axes: Axes, history: History, panel: Panel) -> None:
+    points = [
+        (epoch, panel.scale * figures[panel.name])
+        for epoch, figures in enumerate(history, start=1)
+        if panel.name in figures
+    ]
+    values = [y for _, y in points]
+    axes.plot([x for x, _ in points], values, color=BLUE)
+    if panel.name in _LOG and min(values) > 0:
         axes.set_yscale("log")
-        _plain_log_ticks(axes, [y for _, y in points])
+        _plain_log_ticks(axes, values)
+    if panel.bound is None:
+        return
+    axes.axhline(panel.bound, color=ORANGE, linewidth=1.2, linestyle=(0, (4, 2)))
+    axes.annotate(
+        f"budget {number(panel.bound, 4)}", (1, panel.bound), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", ha="right", fontsize=SMALL_POINTS, color=ORANGE,
+    )  # fmt: skip
+    axes.margins(y=0.18)
 
 
 def _plain_log_ticks(axes: Axes, values: Sequence[float]) -> None:
@@ -197,29 +171,3 @@ def _plain_log_ticks(axes: Axes, values: Sequence[float]) -> None:
     axes.set_yticks(ticks, [number(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(10 ** (low - 0.15), 10 ** (high + 0.15))
-
-
-def _cell(axes: Axes, x: int, y: int, share: float, *, is_chosen: bool) -> None:
-    axes.add_patch(
-        Rectangle(
-            (x - 0.48, y - 0.46), 0.96, 0.92, facecolor=BLUE, alpha=_DARKEST * share, linewidth=0
-        )
-    )
-    if is_chosen:
-        axes.add_patch(
-            Rectangle(
-                (x - 0.48, y - 0.46), 0.96, 0.92, facecolor="none", edgecolor=INK, linewidth=1.2,
-                zorder=3,
-            )
-        )  # fmt: skip
-
-
-def _bare(axes: Axes, columns: int, rows: int) -> None:
-    """Leave of the axes only the labels, at the top and the left."""
-    axes.set_xlim(-0.52, columns - 0.48)
-    axes.set_ylim(rows - 0.48, -0.52)
-    axes.grid(visible=False)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)

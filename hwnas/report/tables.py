@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from hwnas.robustness.evaluate import Accuracy
     from hwnas.robustness.threat import ThreatModel
     from hwnas.search.records import Derivation
+    from hwnas.space.genotype import Genotype
     from hwnas.verify.gates import Gate
     from hwnas_profilers.records import ErrorFigures
 
 PREDICTORS = {
     "sum": "plain sum",
+    "seams": "sum less seams",
     "sum_affine": "sum, affine fit",
+    "sum_count_affine": "sum and count, affine fit",
     "macs_affine": "MACs, affine fit",
 }
 
@@ -102,7 +105,7 @@ def facts(run: RunFiles, unit: TimeUnit) -> list[Fact]:
         Fact(
             name="Size",
             value=f"{large(derivation.params)} parameters",
-            note=f"{large(derivation.macs)} multiply-accumulates per image{_resources(derivation)}",
+            note=_size(derivation),
         ),
     ]
 
@@ -112,22 +115,27 @@ def _estimated(derivation: Derivation) -> str:
     return f" (with {used.operators} operators estimated, not measured)" if used else ""
 
 
-def _resources(derivation: Derivation) -> str:
+def _size(derivation: Derivation) -> str:
     """Say what the network takes besides time, each beside its budget where it has one."""
-    found = derivation.resources
-    if found is None:
-        return ""
-    rows = (
-        ("weights", found.weights_kib, found.weights_budget_kib, "KiB"),
-        ("peak of activations", found.memory_kib, found.memory_budget_kib, "KiB"),
-        ("energy, uncalibrated sum", found.uncalibrated_energy_mj, found.energy_budget_mj, "mJ"),
-    )
-    return "".join(
-        f"; {name} {number(value)} {unit}"
-        + (f" of {number(budget)} {unit}" if budget is not None else "")
-        for name, value, budget, unit in rows
-        if value is not None
-    )
+    budgets, found = derivation.budgets, derivation.resources
+    said = [f"{large(derivation.macs)} multiply-accumulates per image"]
+    if budgets.macs_m is not None:
+        said[0] += f" of {large(round(1e6 * budgets.macs_m))}"
+    if budgets.params_k is not None:
+        said.insert(0, f"of {large(round(1e3 * budgets.params_k))} parameters allowed")
+    if found is not None:
+        rows = (
+            ("weights", found.weights_kib, budgets.weights_kib, "KiB"),
+            ("peak of activations", found.memory_kib, budgets.memory_kib, "KiB"),
+            ("energy, uncalibrated sum", found.uncalibrated_energy_mj, budgets.energy_mj, "mJ"),
+        )
+        said += [
+            f"{name} {number(value)} {unit}"
+            + (f" of {number(budget)} {unit}" if budget is not None else "")
+            for name, value, budget, unit in rows
+            if value is not None
+        ]
+    return "; ".join(said)
 
 
 def eps_text(threat: ThreatModel) -> str:
@@ -256,10 +264,15 @@ def device_rows(run: RunFiles) -> list[tuple[str, str]]:
             f"{run.card.data.source}, {channels}×{height}×{width} pixels, "  # noqa: RUF001
             f"{len(run.card.class_names)} classes: {classes}{f' and {more} more' * (more > 0)}",
         ),
-        ("Space", f"{header.space}, widths {'-'.join(map(str, run.derivation.genotype.widths))}"),
+        ("Space", f"{header.space}, {_network_text(run.derivation.genotype)}"),
         ("Teacher", f"{count(run.teacher.params)} parameters"),
         ("Seed", str(run.card.seed)),
     ]
+
+
+def _network_text(genotype: Genotype) -> str:
+    """Say what each block is."""
+    return f"{'blocks' if genotype.blocks else 'widths'} {genotype.label}"
 
 
 def hash_rows(run: RunFiles) -> list[tuple[str, str]]:

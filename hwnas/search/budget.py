@@ -9,7 +9,7 @@ from hwnas.latency.costs import ChainCost
 from hwnas.latency.resources import KIB, UJ_PER_MJ
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -39,6 +39,82 @@ class Budgets:
     energy_mj: float | None = None
     macs_m: float | None = None
     params_k: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedCost:
+    """A cost that adds up along the chain, and can be bounded.
+
+    Attributes:
+        budget: Its bound's name in `Budgets`.
+        name: What it is called.
+        unit: Unit of the bound, behind a number.
+        units: The same, written out.
+        figure: Name of its expectation in the figures of a search.
+        divisor: Units of the cost in one unit of the bound.
+        cost: Finds it among the costs of a space.
+        note: What must be said beside a figure of it.
+    """
+
+    budget: str
+    name: str
+    unit: str
+    units: str
+    figure: str
+    divisor: float
+    cost: Callable[[SpaceCosts], ChainCost]
+    note: str = ""
+
+
+ADDED_COSTS = (
+    AddedCost(
+        budget="latency_ms",
+        name="latency",
+        unit="ms",
+        units="milliseconds",
+        figure="expected_ms",
+        divisor=1e3,
+        cost=lambda costs: costs.latency.cost_us,
+    ),
+    AddedCost(
+        budget="weights_kib",
+        name="weights",
+        unit="KiB of weights",
+        units="KiB of weights",
+        figure="expected_weights_kib",
+        divisor=KIB,
+        cost=lambda costs: costs.weights_bytes,
+    ),
+    AddedCost(
+        budget="energy_mj",
+        name="energy",
+        unit="mJ",
+        units="millijoules",
+        figure="expected_uncalibrated_energy_mj",
+        divisor=UJ_PER_MJ,
+        cost=lambda costs: costs.energy_uj,
+        note=", an uncalibrated sum",
+    ),
+    AddedCost(
+        budget="macs_m",
+        name="macs",
+        unit="million multiply-accumulates",
+        units="millions of multiply-accumulates",
+        figure="expected_macs_m",
+        divisor=1e6,
+        cost=lambda costs: costs.macs,
+    ),
+    AddedCost(
+        budget="params_k",
+        name="params",
+        unit="thousand parameters",
+        units="thousands of parameters",
+        figure="expected_params_k",
+        divisor=1e3,
+        cost=lambda costs: costs.params,
+    ),
+)
+"""All such costs, the latency first. The peak of activations does not add up: see `HeldBudgets`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,10 +181,10 @@ class BudgetMultiplier:
 class HeldBudgets:
     """All budgets of a search, each held by a multiplier of its own.
 
-    Latency, weights and energy have exact expectations along the chain. The peak of activations has
-    none that adds up; but a budget on it only forbids operators, so the expected number of
-    forbidden operators is held at zero. Operators that the runtime refuses are among them. Beside
-    the task of one, c is that number itself: the constraint is 1 + number <= 1.
+    The costs that add up have exact expectations along the chain. The peak of activations has none;
+    but a budget on it only forbids operators, so the expected number of forbidden operators is held
+    at zero. Operators that the runtime refuses are among them. Beside the task of one, c is that
+    number itself: the constraint is 1 + number <= 1.
 
     Args:
         costs: The costs of the space.
@@ -121,26 +197,29 @@ class HeldBudgets:
 
     def __init__(self, costs: SpaceCosts, budgets: Budgets, *, hold_latency: bool = True) -> None:
         self._latency = costs.latency
-        forbidden = [~allowed for allowed in costs.allowed(budgets.memory_kib)]
-        # By name: the multiplier, the cost, and that cost's share of the multiplier's unit.
-        self._held: dict[str, tuple[BudgetMultiplier, ChainCost, float]] = {}
         self.latency_multiplier = BudgetMultiplier(budget=budgets.latency_ms)
-        if hold_latency:
-            self._held["latency"] = (self.latency_multiplier, costs.latency.cost_us, 1e-3)
-        if budgets.weights_kib is not None:
-            multiplier = BudgetMultiplier(budget=budgets.weights_kib)
-            self._held["weights"] = (multiplier, costs.weights_bytes, 1 / KIB)
-        if budgets.energy_mj is not None:
-            multiplier = BudgetMultiplier(budget=budgets.energy_mj)
-            self._held["energy"] = (multiplier, costs.energy_uj, 1 / UJ_PER_MJ)
+        # By name: the multiplier, the cost, its share of the multiplier's unit, and its figure.
+        self._held: dict[str, tuple[BudgetMultiplier, ChainCost, float, str]] = {}
+        for added in ADDED_COSTS:
+            bound = getattr(budgets, added.budget)
+            is_latency = added.name == "latency"
+            if bound is None or (is_latency and not hold_latency):
+                continue
+            multiplier = self.latency_multiplier if is_latency else BudgetMultiplier(budget=bound)
+            self._held[added.name] = (
+                multiplier, added.cost(costs), 1 / added.divisor, added.figure,
+            )  # fmt: skip
+        forbidden = [~allowed for allowed in costs.allowed(budgets.memory_kib)]
         if any(mask.any() for mask in forbidden):
             count = ChainCost(tuple(mask.astype(float) for mask in forbidden), fixed=1.0)
-            self._held["forbidden"] = (BudgetMultiplier(budget=1.0), count, 1.0)
+            self._held["forbidden"] = (
+                BudgetMultiplier(budget=1.0), count, 1.0, "expected_forbidden_operators",
+            )  # fmt: skip
 
     def constrain(self, loss: Tensor, probabilities: Sequence[Tensor]) -> Tensor:
         """Return the loss with all penalties added, and let the multipliers follow."""
         constrained = loss
-        for multiplier, cost, unit in self._held.values():
+        for multiplier, cost, unit, _ in self._held.values():
             expected = cost.expected(probabilities) * unit
             constrained = constrained + multiplier.penalty(loss, expected)
             multiplier.update(float(expected.detach()))
@@ -152,24 +231,19 @@ class HeldBudgets:
             "expected_ms": float(self._latency.expected_ms(probabilities)),
             "multiplier": self.latency_multiplier.multiplier,
         }
-        names = {
-            "weights": "expected_weights_kib",
-            "energy": "expected_uncalibrated_energy_mj",
-            "forbidden": "expected_forbidden_operators",
-        }
-        for held, name in names.items():
-            if held in self._held:
-                multiplier, cost, unit = self._held[held]
+        for name, (multiplier, cost, unit, figure) in self._held.items():
+            if name != "latency":
                 expected = float(cost.expected(probabilities)) * unit
-                figures[name] = expected - cost.fixed
-                figures[f"{held}_multiplier"] = multiplier.multiplier
+                # The count of forbidden operators has one more, to be held beside the task of one.
+                figures[figure] = expected - (cost.fixed if name == "forbidden" else 0.0)
+                figures[f"{name}_multiplier"] = multiplier.multiplier
         return figures
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """Return what a checkpoint must keep."""
-        return {name: multiplier.state_dict() for name, (multiplier, _, _) in self._held.items()}
+        return {name: multiplier.state_dict() for name, (multiplier, *_) in self._held.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         """Take back what a checkpoint kept."""
-        for name, (multiplier, _, _) in self._held.items():
+        for name, (multiplier, *_) in self._held.items():
             multiplier.load_state_dict(state[name])

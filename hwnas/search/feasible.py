@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hwnas.core.errors import BudgetError
-from hwnas.latency.resources import KIB, UJ_PER_MJ
+from hwnas.search.budget import ADDED_COSTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -20,20 +20,9 @@ if TYPE_CHECKING:
 # Tells whether budgets, each of which can be met alone, can be met together.
 CanBeMet: TypeAlias = "Callable[[SpaceCosts, Budgets], bool]"
 
-UNITS = {
-    "latency_ms": "ms",
-    "memory_kib": "KiB of activations",
-    "weights_kib": "KiB of weights",
-    "energy_mj": "mJ",
-}
-"""Unit of each budget, by its name."""
-
-_NAMES = {
-    "latency_ms": "latency",
-    "memory_kib": "memory",
-    "weights_kib": "weights",
-    "energy_mj": "energy",
-}
+_ADDED = {added.budget: added for added in ADDED_COSTS}
+_MEMORY = "memory_kib"
+_MEMORY_UNIT = "KiB of activations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,32 +53,12 @@ def rows_of(costs: SpaceCosts, budgets: Budgets) -> list[Row]:
     Raises:
         LatencyTableError: One is given on what the table does not tell.
     """
-    rows = [
-        Row(
-            name="latency_ms",
-            cost=costs.latency.cost_us,
-            divisor=1e3,
-            budget=budgets.latency_ms,
-        )
-    ]
-    if budgets.weights_kib is not None:
-        rows.append(
-            Row(
-                name="weights_kib",
-                cost=costs.weights_bytes,
-                divisor=KIB,
-                budget=budgets.weights_kib,
-            )
-        )
-    if budgets.energy_mj is not None:
-        rows.append(
-            Row(
-                name="energy_mj",
-                cost=costs.energy_uj,
-                divisor=UJ_PER_MJ,
-                budget=budgets.energy_mj,
-            )
-        )
+    rows = []
+    for added in ADDED_COSTS:
+        bound = getattr(budgets, added.budget)
+        if bound is not None:
+            cost = added.cost(costs)
+            rows.append(Row(name=added.budget, cost=cost, divisor=added.divisor, budget=bound))
     return rows
 
 
@@ -120,9 +89,9 @@ def check_each(costs: SpaceCosts, budgets: Budgets) -> None:
     given = _given(budgets)
     for name, bound in given.items():
         if not (isfinite(bound) and bound > 0):
-            unit = UNITS[name].replace("ms", "milliseconds").replace("mJ", "millijoules")
+            units = _MEMORY_UNIT if name == _MEMORY else _ADDED[name].units
             raise BudgetError(
-                f"a budget is a positive number of {unit}, not {bound}: "
+                f"a budget is a positive number of {units}, not {bound}: "
                 f"{_span(costs, name, costs.space.spec.name)}"
             )
     for name, bound in given.items():
@@ -142,6 +111,19 @@ def latency_range_ms(costs: SpaceCosts, memory_kib: float | None) -> tuple[float
     return costs.latency.range_ms(allowed)
 
 
+def with_finite_latency(costs: SpaceCosts, budgets: Budgets) -> Budgets:
+    """Return budgets with a bound on latency: where it is infinite, that of the slowest network.
+
+    The slowest is so within the memory. All that follows can then count on a number.
+
+    Raises:
+        BudgetError: No network is within the memory.
+    """
+    if budgets.latency_ms != inf:
+        return budgets
+    return replace(budgets, latency_ms=latency_range_ms(costs, budgets.memory_kib)[1])
+
+
 def no_network(costs: SpaceCosts, budgets: Budgets, *, can_be_met: CanBeMet) -> BudgetError:
     """Make the error for budgets that can be met each alone, but not together.
 
@@ -152,7 +134,7 @@ def no_network(costs: SpaceCosts, budgets: Budgets, *, can_be_met: CanBeMet) -> 
     """
     given = _given(budgets)
     asked = "; ".join(
-        f"{_NAMES[name]} {bound:.4g} {UNITS[name]} ({_span(costs, name)})"
+        f"{_name(name)} {bound:.4g} {_unit(name)} ({_span(costs, name)})"
         for name, bound in given.items()
     )
     binding = [name for name in given if can_be_met(costs, _without(costs, budgets, name))]
@@ -181,43 +163,48 @@ def _without(costs: SpaceCosts, budgets: Budgets, name: str) -> Budgets:
 
 
 def _given(budgets: Budgets) -> dict[str, float]:
-    bounds = {name: getattr(budgets, name) for name in UNITS}
+    names = ("latency_ms", _MEMORY, *(name for name in _ADDED if name != "latency_ms"))
+    bounds = {name: getattr(budgets, name) for name in names}
     return {name: float(bound) for name, bound in bounds.items() if bound is not None}
 
 
 def _range(costs: SpaceCosts, name: str) -> tuple[float, float]:
     """Return both ends of a resource, over all networks that run."""
-    if name == "latency_ms":
-        return costs.latency.range_ms()
-    if name == "memory_kib":
+    if name == _MEMORY:
         return costs.memory_range_kib()
-    cost, divisor = (
-        (costs.weights_bytes, KIB) if name == "weights_kib" else (costs.energy_uj, UJ_PER_MJ)
-    )
-    ends = cost.range()
+    added = _ADDED[name]
+    ends = added.cost(costs).range(costs.latency.supported)
     assert ends is not None  # the latency model has seen to it that a network is left
-    return ends[0] / divisor, ends[1] / divisor
+    return ends[0] / added.divisor, ends[1] / added.divisor
+
+
+def _name(name: str) -> str:
+    return "memory" if name == _MEMORY else _ADDED[name].name
+
+
+def _unit(name: str) -> str:
+    return _MEMORY_UNIT if name == _MEMORY else _ADDED[name].unit
 
 
 def _span(costs: SpaceCosts, name: str, space: str = "") -> str:
     low, high = _range(costs, name)
     what = f"networks of {space}" if space else "networks"
-    uncalibrated = ", an uncalibrated sum" if name == "energy_mj" else ""
-    where = " on this target" if space else ""
-    return f"{what} take {low:.4g} to {high:.4g} {UNITS[name]}{uncalibrated}{where}"
+    note = "" if name == _MEMORY else _ADDED[name].note
+    where = " on this target" if space and name not in ("macs_m", "params_k") else ""
+    return f"{what} take {low:.4g} to {high:.4g} {_unit(name)}{note}{where}"
 
 
 def _too_small(costs: SpaceCosts, given: Mapping[str, float], name: str) -> BudgetError:
     """Make the error for a budget that no network meets, whatever the others are."""
     others = ", ".join(
-        f"{bound:.4g} {UNITS[other]} ({_span(costs, other)})"
+        f"{bound:.4g} {_unit(other)} ({_span(costs, other)})"
         for other, bound in given.items()
         if other != name
     )
     low, _ = _range(costs, name)
     return BudgetError(
-        f"no network meets a budget of {given[name]:.4g} {UNITS[name]}: "
+        f"no network meets a budget of {given[name]:.4g} {_unit(name)}: "
         f"{_span(costs, name, costs.space.spec.name)}"
         f"{f'; asked for besides: {others}' if others else ''}",
-        hint=f"ask for at least {low:.4g} {UNITS[name]}, or search a space of smaller networks",
+        hint=f"ask for at least {low:.4g} {_unit(name)}, or search a space of smaller networks",
     )

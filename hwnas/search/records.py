@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hwnas.core.decoding import Hook, read_json
+from hwnas.core.errors import ConfigError, nearest
 from hwnas.distill.tutors import TutorSelection, frozen_tutors
 from hwnas.search.budget import Budgets
 from hwnas.space.chain_spec import ChainSpec
@@ -15,6 +16,7 @@ from hwnas_profilers.estimate import EstimateUse
 from hwnas_profilers.records import EnergyStatistics, Statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 SCHEMA = 1
@@ -68,6 +70,26 @@ class SearchRecord:
         """Weights of the teacher layers for each student layer, as they are trained with."""
         return frozen_tutors(self.selection, self.tutor_probabilities)
 
+    def tutor_weights_of(self, layers: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+        """Return the weights of the teacher layers for some of the student layers.
+
+        Args:
+            layers: Names of the layers that a derived network has: `SlimNetwork.tap_names`.
+
+        Raises:
+            ConfigError: The search knows no such layer.
+        """
+        rows = dict(zip(self.student_layers, self.tutor_weights, strict=True))
+        unknown = [layer for layer in layers if layer not in rows]
+        if unknown:
+            similar = nearest(unknown[0], rows)
+            raise ConfigError(
+                f"the search of {self.space.name} chose no tutor for {', '.join(unknown)}: a "
+                "network's `tap_names` must be among those of its supernet",
+                hint=f"did you mean `{similar[0]}`?" if similar else f"it has {', '.join(rows)}",
+            )
+        return tuple(rows[layer] for layer in layers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -106,6 +128,8 @@ class Resources:
         memory_budget_kib: Bound on `memory_kib`.
         weights_budget_kib: Bound on `weights_kib`.
         energy_budget_mj: Bound on the energy.
+        macs_budget_m: Bound on the multiply-accumulates per image, in millions.
+        params_budget_k: Bound on the trained parameters, in thousands.
     """
 
     batch: int
@@ -116,6 +140,8 @@ class Resources:
     memory_budget_kib: float | None
     weights_budget_kib: float | None
     energy_budget_mj: float | None
+    macs_budget_m: float | None = None
+    params_budget_k: float | None = None
 
 
 def budgets_of(latency_ms: float, resources: Resources | None) -> Budgets:
@@ -127,6 +153,8 @@ def budgets_of(latency_ms: float, resources: Resources | None) -> Budgets:
         memory_kib=resources.memory_budget_kib,
         weights_kib=resources.weights_budget_kib,
         energy_mj=resources.energy_budget_mj,
+        macs_m=resources.macs_budget_m,
+        params_k=resources.params_budget_k,
     )
 
 

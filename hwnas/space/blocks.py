@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -20,6 +20,11 @@ def hidden_width(width: int, expansion: int) -> int:
         Nath et al., RNAS-CL (arXiv 2301.08092), as released: hidden widths are multiples of 8.
     """
     return max(8, (width * expansion + 4) // 8 * 8)
+
+
+def expansion_width(width: int, expansion: int) -> int:
+    """Return the channels of an expanding convolution; 0 at expansion 1, which has none."""
+    return 0 if expansion == 1 else hidden_width(width, expansion)
 
 
 def squeeze_width(hidden: int) -> int:
@@ -66,6 +71,17 @@ class ConvUnit(nn.Sequential):
         if activate:
             layers.append(nn.Hardswish())
         super().__init__(*layers)
+        self.activate = activate
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return cast("nn.Conv2d", self[0])
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        """The batch normalization."""
+        return cast("nn.BatchNorm2d", self[1])
 
 
 class Normalize(nn.Module):
@@ -144,14 +160,6 @@ class InvertedResidual(nn.Module):
     The input is added where stride is 1 and the widths are equal (`ir_k3_hs` of FBNetV2, as used by
     RNAS-CL).
 
-    In a supernet the block is built at its full widths, and `forward` takes masks that close
-    channels. With one-hot gates it then computes exactly what the slim block computes:
-
-    - the hidden channels that the slim block would not have are closed too. (The released RNAS-CL
-      code leaves them open, so that it trains another network than the one it derives.)
-    - the input is added with weight `residual`, which is 1 where the sampled widths are equal and 0
-      where they differ, as the slim block has no shortcut there.
-
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
@@ -179,44 +187,22 @@ class InvertedResidual(nn.Module):
         self.project = ConvUnit(inner, out_channels, activate=False)
         self.has_residual = stride == 1 and in_channels == out_channels
 
-    def forward(
-        self,
-        features: Tensor,
-        hidden_mask: Tensor | None = None,
-        out_mask: Tensor | None = None,
-        residual: Tensor | None = None,
-        taps: list[Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, features: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Compute the block.
 
         Args:
             features: (batch, in_channels, height, width).
-            hidden_mask: (hidden, 1, 1) in [0, 1]; None leaves all open.
-            out_mask: (out_channels, 1, 1) in [0, 1]; None leaves all open.
-            residual: Scalar weight of the shortcut; None is 1.
             taps: Where given, the outputs of expansion, depthwise convolution and projection are
                 appended to it; without an expansion its output is the input.
         """
-        # A slim block's excitation would squeeze to fewer channels: masks alone cannot imitate it.
-        assert hidden_mask is None or self.squeeze_excite is None
         expanded = self.expand(features)
-        if hidden_mask is not None:
-            expanded = expanded * hidden_mask
         filtered = self.depthwise(expanded)
-        if hidden_mask is not None:
-            filtered = filtered * hidden_mask
         if self.squeeze_excite is not None:
             filtered = self.squeeze_excite(filtered)
         projected: Tensor = self.project(filtered)
-        output = projected
-        if self.has_residual:
-            output = output + (features if residual is None else features * residual)
-        if out_mask is not None:
-            output = output * out_mask
-            projected = projected * out_mask
         if taps is not None:
             taps.extend((expanded, filtered, projected))
-        return output
+        return projected + features if self.has_residual else projected
 
 
 class Head(nn.Module):
@@ -229,4 +215,43 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (batch, channels, height, width) on."""
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
+        return logits
+
+
+class FeatureHead(nn.Module):
+    """A head that makes features of its own: 1x1 expansion, average, h-swish features, classifier.
+
+    The features are a linear layer (with biases, and no batch normalization) of the averages.
+
+    References:
+        Howard et al., MobileNetV3 (arXiv 1905.02244), 5.1: features are made after the average,
+        where they cost one pixel. `ir_pool_hs` of FBNetV2, as used by RNAS-CL.
+
+    Args:
+        in_channels: Channels of the input.
+        classes: Classes to tell apart.
+        hidden: Channels of the expansion.
+        features: What the classifier sees.
+    """
+
+    def __init__(self, in_channels: int, classes: int, *, hidden: int, features: int) -> None:
+        super().__init__()
+        self.expand = ConvUnit(in_channels, hidden)
+        self.features = nn.Linear(hidden, features)
+        self.classifier = nn.Linear(features, classes)
+
+    def forward(self, features: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Map (batch, channels, height, width) on.
+
+        Args:
+            features: (batch, in_channels, height, width).
+            taps: Where given, the outputs of the expansion and of the features' layer are appended
+                to it, the latter as (batch, features, 1, 1).
+        """
+        expanded = self.expand(features)
+        means = expanded.mean(dim=(2, 3))
+        pooled = nn.functional.hardswish(self.features(means))
+        if taps is not None:
+            taps.extend((expanded, pooled[:, :, None, None]))
+        logits: Tensor = self.classifier(pooled)
         return logits

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.operators import HSWISH, as_trained, macs_of_operator, operator_of
+from hwnas.space.operators import (
+    HSWISH,
+    as_trained,
+    head_variant,
+    macs_of_operator,
+    operator_of,
+    parameters_of_operator,
+    weights_of_operator,
+)
 from hwnas_profilers.workload import Chain, Operator, OperatorKey
 
 if TYPE_CHECKING:
@@ -19,7 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hwnas.space.chain_spec import ChainSpec
+    from hwnas.space.channel_spec import ChannelSpec
     from hwnas.space.genotype import Genotype
+    from hwnas.space.mbconv_spec import MBConvSpec
     from hwnas.space.supernet import SlimNetwork, Supernet
 
 # Keys of one link of a chain: [option before][option here]; None where nothing runs, a skip.
@@ -27,7 +37,7 @@ Link: TypeAlias = tuple[tuple[OperatorKey | None, ...], ...]
 
 
 class ChainSpace(ABC):
-    """All networks that a description allows: a fixed stem, searched blocks, a fixed head.
+    """All networks that a description allows: a fixed begin, searched blocks, a fixed end.
 
     What an operator costs depends on its own choice and on the one before (its input width), so
     `transitions` gives every operator of the space as one table of keys per link of the chain.
@@ -72,23 +82,8 @@ class ChainSpace(ABC):
         """Find each block's option index; raise ConfigError where the space lacks it."""
 
     @abstractmethod
-    def _strides_impl(self) -> Sequence[int]:
-        """Return the stride of each searched block."""
-
-    @abstractmethod
-    def _widths_impl(self) -> Sequence[Sequence[int]]:
-        """Return the output width of each option of each searched block."""
-
-    @abstractmethod
-    def _key_impl(
-        self,
-        block: int,
-        choice: int,
-        in_shape: tuple[int, int, int],
-        out_shape: tuple[int, int, int],
-        stride: int,
-    ) -> OperatorKey | None:
-        """Return the operator of a block's option at given shapes; None for a skip."""
+    def _links_impl(self) -> tuple[Link, ...]:
+        """Return the keys of all operators: see `transitions`."""
 
     # Genotypes
 
@@ -156,6 +151,89 @@ class ChainSpace(ABC):
         The links are the stem (1 x 1), each searched block (options before x options) and the head
         (options before x 1). Where an option is to skip its block, the key is None.
         """
+        return self._links_impl()
+
+    def operator_of(self, key: OperatorKey) -> Operator:
+        """Return the operator of a key, as something to be measured."""
+        return operator_of(key)
+
+    def operators(self) -> list[Operator]:
+        """Return every distinct operator of the space, in the order of the chain."""
+        keys = dict.fromkeys(key for link in self.transitions for row in link for key in row)
+        return [self.operator_of(key) for key in keys if key is not None]
+
+    def operators_of(self, genotype: Genotype) -> list[OperatorKey]:
+        """Return the operators that a network runs, in order; a skipped block has none."""
+        chosen = (0, *self.choices(genotype), 0)
+        before = (0, *chosen[:-1])
+        keys = [link[i][j] for link, i, j in zip(self.transitions, before, chosen, strict=True)]
+        return [key for key in keys if key is not None]
+
+    # Costs that no device needs to be asked for
+
+    def macs_of(self, key: OperatorKey) -> int:
+        """Count an operator's multiply-accumulates per image: see `macs_of_operator`."""
+        return macs_of_operator(key)
+
+    def weights_of(self, key: OperatorKey) -> int:
+        """Count an operator's weights, with batch normalization folded into the convolutions."""
+        return weights_of_operator(key)
+
+    def parameters_of(self, key: OperatorKey) -> int:
+        """Count an operator's trained parameters (batch normalization's included)."""
+        return parameters_of_operator(key)
+
+    # Networks
+
+    def workload(self, genotype: Genotype) -> Chain:
+        """Return a whole network as something to be measured, with its operators in order."""
+        return Chain(
+            name=f"{self.spec.name} {genotype.label}",
+            build=lambda: as_trained(self.network(genotype)).eval(),
+            input_shape=(self.batch, *self.spec.image_shape),
+            parts=tuple(self.operator_of(key) for key in self.operators_of(genotype)),
+        )
+
+    def macs(self, genotype: Genotype) -> int:
+        """Count a network's multiply-accumulates per image: see `macs_of`."""
+        return sum(self.macs_of(key) for key in self.operators_of(genotype))
+
+    def parameters(self, genotype: Genotype) -> int:
+        """Count a network's trained parameters (batch normalization's included)."""
+        with torch.device("meta"):
+            network = self.network(genotype)
+        return sum(parameter.numel() for parameter in network.parameters())
+
+
+class BlockSpace(ChainSpace):
+    """A space of our own blocks: a stem, blocks that are searched, a head; see `operators`."""
+
+    spec: ChannelSpec | MBConvSpec
+
+    @abstractmethod
+    def _strides_impl(self) -> Sequence[int]:
+        """Return the stride of each searched block."""
+
+    @abstractmethod
+    def _widths_impl(self) -> Sequence[Sequence[int]]:
+        """Return the output width of each option of each searched block."""
+
+    @abstractmethod
+    def _head_impl(self, width_in: int) -> tuple[int, int]:
+        """Return a head's hidden channels and features; both are 0 where it has none of its own."""
+
+    @abstractmethod
+    def _key_impl(
+        self,
+        block: int,
+        choice: int,
+        in_shape: tuple[int, int, int],
+        out_shape: tuple[int, int, int],
+        stride: int,
+    ) -> OperatorKey | None:
+        """Return the operator of a block's option at given shapes; None for a skip."""
+
+    def _links_impl(self) -> tuple[Link, ...]:
         spec = self.spec
         _, height, width = spec.image_shape
         size = (_strided(height, spec.stem_stride), _strided(width, spec.stem_stride))
@@ -184,52 +262,20 @@ class ChainSpace(ABC):
             }
             links.append(tuple(rows[width_in] for width_in in before))
             before, size = widths, after
-        head = tuple(
-            (
-                OperatorKey(
-                    kind="head",
-                    in_shape=(width_in, *size),
-                    out_shape=(spec.classes, 1, 1),
-                    batch=self.batch,
-                    dtype=self.dtype,
-                ),
-            )
-            for width_in in before
-        )
+        head = tuple((self._head_key(width_in, size),) for width_in in before)
         return (*links, head)
 
-    def operators(self) -> list[Operator]:
-        """Return every distinct operator of the space, in the order of the chain."""
-        keys = dict.fromkeys(key for link in self.transitions for row in link for key in row)
-        return [operator_of(key) for key in keys if key is not None]
-
-    def operators_of(self, genotype: Genotype) -> list[OperatorKey]:
-        """Return the operators that a network runs, in order; a skipped block has none."""
-        chosen = (0, *self.choices(genotype), 0)
-        before = (0, *chosen[:-1])
-        keys = [link[i][j] for link, i, j in zip(self.transitions, before, chosen, strict=True)]
-        return [key for key in keys if key is not None]
-
-    # Networks
-
-    def workload(self, genotype: Genotype) -> Chain:
-        """Return a whole network as something to be measured, with its operators in order."""
-        return Chain(
-            name=f"{self.spec.name} {genotype.label}",
-            build=lambda: as_trained(self.network(genotype)).eval(),
-            input_shape=(self.batch, *self.spec.image_shape),
-            parts=tuple(operator_of(key) for key in self.operators_of(genotype)),
+    def _head_key(self, width_in: int, size: tuple[int, int]) -> OperatorKey:
+        hidden, features = self._head_impl(width_in)
+        return OperatorKey(
+            kind="head",
+            in_shape=(width_in, *size),
+            out_shape=(self.spec.classes, 1, 1),
+            hidden=hidden,
+            variant=head_variant(features),
+            batch=self.batch,
+            dtype=self.dtype,
         )
-
-    def macs(self, genotype: Genotype) -> int:
-        """Count a network's multiply-accumulates per image: see `macs_of_operator`."""
-        return sum(macs_of_operator(key) for key in self.operators_of(genotype))
-
-    def parameters(self, genotype: Genotype) -> int:
-        """Count a network's trained parameters (batch normalization's included)."""
-        with torch.device("meta"):
-            network = self.network(genotype)
-        return sum(parameter.numel() for parameter in network.parameters())
 
 
 def all_genotypes(space: ChainSpace) -> list[Genotype]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.blocks import hidden_width
-from hwnas.space.chain_space import ChainSpace
+from hwnas.space.blocks import expansion_width, hidden_width
+from hwnas.space.chain_space import BlockSpace
 from hwnas.space.channel_supernet import ChannelSupernet
 from hwnas.space.genotype import Genotype
 from hwnas.space.network import ChannelNetwork
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @final
-class ChannelSpace(ChainSpace):
+class ChannelSpace(BlockSpace):
     """A space whose blocks choose their output width.
 
     Args:
@@ -83,14 +83,14 @@ class ChannelSpace(ChainSpace):
         )
 
     def _strides_impl(self) -> tuple[int, ...]:
-        return tuple(
-            stage.stride if index == 0 else 1
-            for stage in self.spec.stages
-            for index in range(stage.blocks)
-        )
+        return tuple(block.stride for block in self.spec.blocks)
 
     def _widths_impl(self) -> tuple[tuple[int, ...], ...]:
         return self.options
+
+    def _head_impl(self, width_in: int) -> tuple[int, int]:
+        spec = self.spec
+        return (hidden_width(width_in, spec.expansion), spec.head) if spec.head else (0, 0)
 
     def _key_impl(
         self,
@@ -106,7 +106,7 @@ class ChannelSpace(ChainSpace):
             out_shape=out_shape,
             kernel=self.spec.kernel,
             stride=stride,
-            hidden=hidden_width(in_shape[0], self.spec.expansion),
+            hidden=expansion_width(in_shape[0], self.spec.blocks[block].expansion),
             variant=HSWISH,
             batch=self.batch,
             dtype=self.dtype,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.chain_spec import ChainSpec
+from hwnas.space.chain_spec import ChainSpec, later_field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +16,14 @@ class StageSpec:
         blocks: Blocks in the stage.
         widths: Output widths that each block may take, the widest first.
         stride: Stride of the stage's first block.
+        expansion: Hidden channels per input channel; None takes the space's. At 1 blocks have no
+            expanding convolution.
     """
 
     blocks: int
     widths: tuple[int, ...]
     stride: int = 1
+    expansion: int | None = later_field(None)
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
@@ -31,6 +34,21 @@ class StageSpec:
             raise ConfigError(f"a stage needs widths of at least 1, not {list(self.widths)}")
         if list(self.widths) != sorted(set(self.widths), reverse=True):
             raise ConfigError(f"widths go from the widest down, each once: {list(self.widths)}")
+        if self.expansion is not None and self.expansion < 1:
+            raise ConfigError(f"a stage's expansion is at least 1, not {self.expansion}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelBlock:
+    """A searched block, less its widths.
+
+    Attributes:
+        stride: Spatial stride.
+        expansion: Hidden channels per input channel; at 1 there is no expanding convolution.
+    """
+
+    stride: int
+    expansion: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +63,10 @@ class ChannelSpec(ChainSpec):
         stem_stride: Its stride.
         stages: The searched blocks.
         kernel: Side of every depthwise kernel.
-        expansion: Hidden channels per input channel.
+        expansion: Hidden channels per input channel, where a stage has none of its own. At 1 blocks
+            have no expanding convolution.
+        head: Features that the classifier sees, made from an expansion (by `expansion`) of the last
+            block's channels: see `FeatureHead`. At 0 it sees the channels themselves.
     """
 
     name: str
@@ -56,6 +77,7 @@ class ChannelSpec(ChainSpec):
     stages: tuple[StageSpec, ...]
     kernel: int = 3
     expansion: int = 6
+    head: int = later_field(0)
 
     def __post_init__(self) -> None:
         self._check_images()
@@ -68,6 +90,20 @@ class ChannelSpec(ChainSpec):
             )
         if not self.stages:
             raise ConfigError("a space needs at least one stage")
+        if self.head < 0:
+            raise ConfigError(f"a head has features, or 0 for none of its own, not {self.head}")
+
+    @property
+    def blocks(self) -> tuple[ChannelBlock, ...]:
+        """The searched blocks, in order."""
+        return tuple(
+            ChannelBlock(
+                stride=stage.stride if index == 0 else 1,
+                expansion=self.expansion if stage.expansion is None else stage.expansion,
+            )
+            for stage in self.stages
+            for index in range(stage.blocks)
+        )
 
 
 def _stages(
@@ -110,6 +146,33 @@ def _rnas_cl_large(name: str, widest: tuple[int, int, int]) -> ChannelSpec:
     )
 
 
+def _rnas_cl_imagenet() -> ChannelSpec:
+    """RNAS-CL for ImageNet-100."""
+
+    def stage(
+        blocks: int, widest: int, options: int, step: int, stride: int, expansion: int | None = None
+    ) -> StageSpec:
+        widths = tuple(widest - step * option for option in range(options))
+        return StageSpec(blocks=blocks, widths=widths, stride=stride, expansion=expansion)
+
+    return ChannelSpec(
+        name="rnas-cl-imagenet",
+        image_shape=(3, 224, 224),
+        classes=100,
+        stem=16,
+        stem_stride=2,
+        stages=(
+            stage(1, 16, 2, 4, stride=1, expansion=1),
+            stage(3, 28, 4, 4, stride=2),
+            stage(3, 40, 4, 8, stride=2),
+            stage(3, 96, 7, 8, stride=2),
+            stage(4, 128, 8, 8, stride=1),
+            stage(4, 216, 14, 8, stride=2),
+        ),
+        head=1984,
+    )
+
+
 CHANNEL_SPACES: dict[str, ChannelSpec] = {
     spec.name: spec
     for spec in (
@@ -128,5 +191,6 @@ CHANNEL_SPACES: dict[str, ChannelSpec] = {
         _rnas_cl_small("rnas-cl-s7", 7),
         _rnas_cl_large("rnas-cl-m", (80, 160, 128)),
         _rnas_cl_large("rnas-cl-l", (160, 320, 256)),
+        _rnas_cl_imagenet(),
     )
 }

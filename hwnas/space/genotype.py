@@ -24,6 +24,11 @@ class Genotype:
     blocks: tuple[str, ...] = ()
 
     @property
+    def options(self) -> tuple[int | str, ...]:
+        """What each searched block is, as `ChainSpace.options` has it: a name or a width."""
+        return self.blocks or self.widths
+
+    @property
     def label(self) -> str:
         """What tells it from others of its space, in one line."""
         return " ".join(self.blocks) if self.blocks else "-".join(map(str, self.widths))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 from torch import nn
 
 from hwnas.space.blocks import Head, InvertedResidual, Stem, hidden_width
-from hwnas.space.mbconv_spec import SKIP
+from hwnas.space.mbconv_resize import Resize
 from hwnas.space.supernet import SlimNetwork
 
 if TYPE_CHECKING:
@@ -16,38 +16,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.space.blocks import Normalize
-    from hwnas.space.mbconv_spec import MBConvBlock, MBConvSpec
+    from hwnas.space.mbconv_spec import MBConvChoice, MBConvSpec
 
 
 @final
 class MBConvNetwork(SlimNetwork):
     """A network of an mbconv space, slim: it has the modules that it runs.
 
-    A skipped block is an identity, so that a block's weights have the same name whatever is skipped
-    before it.
+    A skipped block is an identity, or `Resize` where it is of another width than the one before it,
+    so that a block's weights have the same name whatever is skipped before it.
 
     Args:
         spec: The space.
-        options: What each searched block is, e.g. `k5-e6-se` or `skip`.
+        options: What each searched block is, e.g. `k5-e6-se`, `k5-e6-se-w40` or `skip`.
     """
 
     def __init__(self, spec: MBConvSpec, options: Sequence[str]) -> None:
         super().__init__()
         self.stem = Stem(spec.image_shape[0], spec.stem, stride=spec.stem_stride)
+        blocks = spec.blocks
+        chosen = [block.options[name] for block, name in zip(blocks, options, strict=True)]
+        widths = [spec.stem, *(choice.width for choice in chosen)]
         self.blocks = nn.Sequential(
             *(
-                _module(spec, block, option)
-                for block, option in zip(spec.blocks, options, strict=True)
+                _module(choice, width_in, block.stride)
+                for choice, width_in, block in zip(chosen, widths, blocks, strict=False)
             )
         )
-        self.head = Head(spec.stages[-1].width, spec.classes)
+        self.head = Head(widths[-1], spec.classes)
 
         self.tap_names = (
             "stem",
             *(
                 f"block{index + 1}.{part}"
-                for index, option in enumerate(options)
-                if option != SKIP
+                for index, choice in enumerate(chosen)
+                if choice.block is not None
                 for part in ("expand", "depthwise", "project")
             ),
         )
@@ -65,6 +68,8 @@ class MBConvNetwork(SlimNetwork):
         for block in self.blocks:
             if isinstance(block, InvertedResidual):
                 features = block(features, taps=taps)
+            else:
+                features = block(features)
         logits: Tensor = self.head(features)
         return logits
 
@@ -74,15 +79,15 @@ def hidden_of_expansion(width_in: int, expansion: int) -> int:
     return 0 if expansion == 1 else hidden_width(width_in, expansion)
 
 
-def _module(spec: MBConvSpec, block: MBConvBlock, option: str) -> nn.Module:
-    if option == SKIP:
-        return nn.Identity()
-    chosen = spec.options[option]
+def _module(choice: MBConvChoice, width_in: int, stride: int) -> nn.Module:
+    block = choice.block
+    if block is None:
+        return nn.Identity() if choice.width == width_in else Resize(choice.width)
     return InvertedResidual(
-        block.width_in,
-        block.width,
-        hidden=hidden_of_expansion(block.width_in, chosen.expansion),
-        kernel=chosen.kernel,
-        stride=block.stride,
-        se=chosen.se,
+        width_in,
+        choice.width,
+        hidden=hidden_of_expansion(width_in, block.expansion),
+        kernel=block.kernel,
+        stride=stride,
+        se=block.se,
     )

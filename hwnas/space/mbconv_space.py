@@ -1,27 +1,26 @@
-"""The mbconv space: blocks choose kernel, expansion and squeeze-and-excitation, or are skipped."""
+"""The mbconv space: blocks choose kernel, expansion, squeeze-and-excitation, width, or a skip."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
 from hwnas.core.errors import ConfigError, nearest
-from hwnas.space.chain_space import ChainSpace
+from hwnas.space.chain_space import BlockSpace
 from hwnas.space.genotype import Genotype
 from hwnas.space.mbconv_network import MBConvNetwork, hidden_of_expansion
-from hwnas.space.mbconv_spec import SKIP
-from hwnas.space.operators import HSWISH, HSWISH_SE
+from hwnas.space.mbconv_supernet import MBConvSupernet
+from hwnas.space.operators import HSWISH, HSWISH_SE, RESIZE
 from hwnas_profilers.workload import OperatorKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hwnas.space.mbconv_spec import MBConvSpec
-    from hwnas.space.supernet import Supernet
 
 
 @final
-class MBConvSpace(ChainSpace):
-    """A space whose blocks choose what they are; their widths are those of their stage.
+class MBConvSpace(BlockSpace):
+    """A space whose blocks choose what they are, and their width among those of their stage.
 
     Args:
         spec: The description.
@@ -29,7 +28,7 @@ class MBConvSpace(ChainSpace):
         dtype: Precision that its operators are compiled to.
 
     Attributes:
-        options: Names of what each searched block may be, the largest first, a skip last.
+        options: Names of what each searched block may be, the largest first, skips last.
     """
 
     spec: MBConvSpec
@@ -38,8 +37,7 @@ class MBConvSpace(ChainSpace):
     def __init__(self, spec: MBConvSpec, *, batch: int = 1, dtype: str = "fp32") -> None:
         super().__init__(spec, batch=batch, dtype=dtype)
         self._blocks = spec.blocks
-        self._named = spec.options
-        self.options = tuple(block.options for block in self._blocks)
+        self.options = tuple(tuple(block.options) for block in self._blocks)
 
     def genotype(self, blocks: Sequence[str]) -> Genotype:
         """Make a genotype from what each block is.
@@ -56,8 +54,10 @@ class MBConvSpace(ChainSpace):
                     f"block {index + 1} of {self.spec.name} cannot be `{name}`",
                     hint=f"{hint}its options are {', '.join(options)}",
                 )
-        widths = tuple(block.width for block in self._blocks)
-        return Genotype(space=self.spec.name, widths=widths, blocks=tuple(blocks))
+        widths = (
+            block.options[name].width for block, name in zip(self._blocks, blocks, strict=True)
+        )
+        return Genotype(space=self.spec.name, widths=tuple(widths), blocks=tuple(blocks))
 
     def network(self, genotype: Genotype) -> MBConvNetwork:
         """Build the slim network of a genotype, newly initialized.
@@ -68,9 +68,9 @@ class MBConvSpace(ChainSpace):
         self.choices(genotype)
         return MBConvNetwork(self.spec, genotype.blocks)
 
-    def supernet(self) -> Supernet:
-        """Build the network that holds all others, newly initialized."""
-        raise NotImplementedError
+    def supernet(self) -> MBConvSupernet:
+        """Build the network that holds all others: one path per block, run with masks."""
+        return MBConvSupernet(self)
 
     def _genotype_impl(self, choices: Sequence[int]) -> Genotype:
         return self.genotype(
@@ -87,7 +87,12 @@ class MBConvSpace(ChainSpace):
         return tuple(block.stride for block in self._blocks)
 
     def _widths_impl(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((block.width,) * len(block.options) for block in self._blocks)
+        return tuple(
+            tuple(choice.width for choice in block.options.values()) for block in self._blocks
+        )
+
+    def _head_impl(self, width_in: int) -> tuple[int, int]:
+        return 0, 0
 
     def _key_impl(
         self,
@@ -97,10 +102,17 @@ class MBConvSpace(ChainSpace):
         out_shape: tuple[int, int, int],
         stride: int,
     ) -> OperatorKey | None:
-        name = self.options[block][choice]
-        if name == SKIP:
-            return None
-        option = self._named[name]
+        option = self._blocks[block].options[self.options[block][choice]].block
+        if option is None:
+            if in_shape == out_shape:
+                return None
+            return OperatorKey(
+                kind=RESIZE,
+                in_shape=in_shape,
+                out_shape=out_shape,
+                batch=self.batch,
+                dtype=self.dtype,
+            )
         return OperatorKey(
             kind="mbconv",
             in_shape=in_shape,

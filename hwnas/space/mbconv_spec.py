@@ -1,9 +1,9 @@
-"""The mbconv spaces as data: kernel, expansion, squeeze-and-excitation and depth are searched."""
+"""The mbconv spaces as data: kernel, expansion, SE, width and depth are searched."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.chain_spec import ChainSpec
@@ -36,25 +36,40 @@ class MBConvOption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MBConvStage:
-    """A run of blocks of one width.
+    """A run of blocks at one resolution.
 
     Attributes:
         blocks: Blocks in the stage. All but the first may be skipped: the depth is searched.
-        width: Output channels of each.
+        widths: Output channels that each block may have, the widest first.
         stride: Stride of the first.
     """
 
     blocks: int
-    width: int
+    widths: tuple[int, ...]
     stride: int = 1
 
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise ConfigError(f"a stage needs at least one block, not {self.blocks}")
-        if self.width < 1:
-            raise ConfigError(f"a stage's width is at least 1, not {self.width}")
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(f"a stage needs widths of at least 1, not {list(self.widths)}")
+        if list(self.widths) != sorted(set(self.widths), reverse=True):
+            raise ConfigError(f"widths go from the widest down, each once: {list(self.widths)}")
         if self.stride not in (1, 2):
             raise ConfigError(f"a stage's stride is 1 or 2, not {self.stride}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MBConvChoice:
+    """One option of a searched block.
+
+    Attributes:
+        block: What it is; None for a skip.
+        width: Its output channels.
+    """
+
+    block: MBConvOption | None
+    width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +77,25 @@ class MBConvBlock:
     """A searched block, less what is searched.
 
     Attributes:
-        width_in: Input channels.
-        width: Output channels.
+        widths_in: Input channels that it may have, the widest first.
+        widths: Output channels that it may have, the widest first.
         stride: Spatial stride.
-        options: Names of what it may be, the largest first.
+        options: What it may be, by name, the largest first. Kernels go round slowest, then
+            expansions, then squeeze-and-excitation, then widths; skips are last.
     """
 
-    width_in: int
-    width: int
+    widths_in: tuple[int, ...]
+    widths: tuple[int, ...]
     stride: int
-    options: tuple[str, ...]
+    options: dict[str, MBConvChoice]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MBConvSpec(ChainSpec):
-    """An mbconv space: each block chooses its kernel, expansion and SE, or is skipped.
+    """An mbconv space: each block chooses its kernel, expansion, SE and width, or is skipped.
 
-    The activation is h-swish throughout. Widths are fixed per stage, so that a skipped block leaves
-    the shape as it was.
+    The activation is h-swish throughout. A skipped block of another width than the one before it
+    keeps the first channels, or pads with channels of zeros.
 
     Attributes:
         name: What it is called.
@@ -95,6 +111,7 @@ class MBConvSpec(ChainSpec):
 
     References:
         Tan et al., MnasNet (arXiv 1807.11626): choices of kernel, expansion, SE and skip per block.
+        We depart in the widths: MnasNet has one per stage, here each block may have its own.
     """
 
     name: str
@@ -130,7 +147,7 @@ class MBConvSpec(ChainSpec):
 
     @property
     def options(self) -> dict[str, MBConvOption]:
-        """What a block may be other than skipped, by name, the largest first."""
+        """What a block may be other than skipped, less its width, by name, the largest first."""
         options = (
             MBConvOption(kernel=kernel, expansion=expansion, se=se)
             for kernel in reversed(self.kernels)
@@ -142,49 +159,78 @@ class MBConvSpec(ChainSpec):
     @property
     def blocks(self) -> tuple[MBConvBlock, ...]:
         """The searched blocks, in order."""
-        names = tuple(self.options)
         blocks: list[MBConvBlock] = []
-        width_in = self.stem
+        widths_in: tuple[int, ...] = (self.stem,)
         for stage in self.stages:
             for index in range(stage.blocks):
                 first = index == 0
                 blocks.append(
                     MBConvBlock(
-                        width_in=width_in,
-                        width=stage.width,
+                        widths_in=widths_in,
+                        widths=stage.widths,
                         stride=stage.stride if first else 1,
-                        options=names if first else (*names, SKIP),
+                        options=self._choices(stage.widths, skip=not first),
                     )
                 )
-                width_in = stage.width
+                widths_in = stage.widths
         return tuple(blocks)
 
+    def _choices(self, widths: tuple[int, ...], *, skip: bool) -> dict[str, MBConvChoice]:
+        blocks: dict[str, MBConvOption | None] = {**self.options}
+        if skip:
+            blocks[SKIP] = None
+        # A name says what is searched: a width only where there is more than one.
+        return {
+            name if len(widths) == 1 else f"{name}-w{width}": MBConvChoice(block=block, width=width)
+            for name, block in blocks.items()
+            for width in widths
+        }
 
-def _stages(*stages: tuple[int, int, int]) -> tuple[MBConvStage, ...]:
-    return tuple(
-        MBConvStage(blocks=blocks, width=width, stride=stride) for blocks, width, stride in stages
+
+_Stage: TypeAlias = tuple[int, tuple[int, ...], int]
+
+
+def _spaces(suffix: str, *stages: _Stage) -> tuple[MBConvSpec, ...]:
+    """Describe one space for images of 32 and one for images of 224 pixels.
+
+    At 224 pixels the stem and the first stage halve the resolution too.
+    """
+    first, *others = (
+        MBConvStage(blocks=blocks, widths=widths, stride=stride)
+        for blocks, widths, stride in stages
     )
+    small = MBConvSpec(
+        name=f"mbconv-32{suffix}",
+        image_shape=(3, 32, 32),
+        classes=10,
+        stem=16,
+        stem_stride=1,
+        stages=(first, *others),
+    )
+    large = MBConvSpec(
+        name=f"mbconv-224{suffix}",
+        image_shape=(3, 224, 224),
+        classes=1000,
+        stem=16,
+        stem_stride=2,
+        stages=(replace(first, stride=2), *others),
+    )
+    return small, large
 
 
-# Ours: MobileNetV3-like widths, at the two resolutions that latency tables are judged at.
+# Ours: MobileNetV3-like widths, at the two resolutions that latency tables are judged at. Widths to
+# choose from are about a fifth apart; every further one adds its square to a stage's operators.
 MBCONV_SPACES: dict[str, MBConvSpec] = {
     spec.name: spec
     for spec in (
-        MBConvSpec(
-            name="mbconv-32",
-            image_shape=(3, 32, 32),
-            classes=10,
-            stem=16,
-            stem_stride=1,
-            stages=_stages((2, 24, 1), (3, 40, 2), (3, 80, 2), (3, 112, 1), (3, 192, 2)),
-        ),
-        MBConvSpec(
-            name="mbconv-224",
-            image_shape=(3, 224, 224),
-            classes=1000,
-            stem=16,
-            stem_stride=2,
-            stages=_stages((2, 24, 2), (3, 40, 2), (3, 80, 2), (3, 112, 1), (3, 192, 2)),
+        *_spaces("", (2, (24,), 1), (3, (40,), 2), (3, (80,), 2), (3, (112,), 1), (3, (192,), 2)),
+        *_spaces(
+            "-widths",
+            (2, (24, 16), 1),
+            (3, (40, 32), 2),
+            (3, (80, 64), 2),
+            (3, (112, 96), 1),
+            (3, (192, 160, 128), 2),
         ),
     )
 }

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, final
 
 from torch import nn
 
-from hwnas.space.blocks import Head, InvertedResidual, Stem, hidden_width
+from hwnas.space.blocks import (
+    FeatureHead,
+    Head,
+    InvertedResidual,
+    Stem,
+    expansion_width,
+    hidden_width,
+)
 from hwnas.space.supernet import SlimNetwork
 
 if TYPE_CHECKING:
@@ -16,6 +23,9 @@ if TYPE_CHECKING:
 
     from hwnas.space.blocks import Normalize
     from hwnas.space.channel_spec import ChannelSpec
+
+PARTS = ("expand", "depthwise", "project")
+"""Convolutions of a block."""
 
 
 @final
@@ -30,30 +40,39 @@ class ChannelNetwork(SlimNetwork):
     def __init__(self, spec: ChannelSpec, widths: Sequence[int]) -> None:
         super().__init__()
         self.stem = Stem(spec.image_shape[0], spec.stem, stride=spec.stem_stride)
-        strides = [
-            stage.stride if first else 1
-            for stage in spec.stages
-            for first in (True, *(False,) * (stage.blocks - 1))
-        ]
         self.blocks = nn.ModuleList(
             InvertedResidual(
                 width_in,
                 width_out,
-                hidden=hidden_width(width_in, spec.expansion),
+                hidden=expansion_width(width_in, block.expansion),
                 kernel=spec.kernel,
-                stride=stride,
+                stride=block.stride,
             )
-            for width_in, width_out, stride in zip(
-                (spec.stem, *widths), widths, strides, strict=False
+            for width_in, width_out, block in zip(
+                (spec.stem, *widths), widths, spec.blocks, strict=False
             )
         )
-        self.head = Head(widths[-1], spec.classes)
+        self.head = (
+            FeatureHead(
+                widths[-1],
+                spec.classes,
+                hidden=hidden_width(widths[-1], spec.expansion),
+                features=spec.head,
+            )
+            if spec.head
+            else Head(widths[-1], spec.classes)
+        )
 
-        parts = ("expand", "depthwise", "project")
-        blocks = range(len(self.blocks))
+        # Every convolution: a block without an expansion has two.
+        self._parts = [PARTS if block.expansion > 1 else PARTS[1:] for block in spec.blocks]
         self.tap_names = (
             "stem",
-            *(f"block{index + 1}.{part}" for index in blocks for part in parts),
+            *(
+                f"block{index + 1}.{part}"
+                for index, parts in enumerate(self._parts)
+                for part in parts
+            ),
+            *(("head.expand", "head.features") if spec.head else ()),
         )
 
     @property
@@ -66,7 +85,11 @@ class ChannelNetwork(SlimNetwork):
         features = self.stem(images)
         if taps is not None:
             taps.append(features)
-        for block in self.blocks:
-            features = block(features, taps=taps)
-        logits: Tensor = self.head(features)
-        return logits
+        for block, parts in zip(self.blocks, self._parts, strict=True):
+            own: list[Tensor] = []
+            features = block(features, taps=own)
+            if taps is not None:
+                taps.extend(own[-len(parts) :])
+        if isinstance(self.head, FeatureHead):
+            return self.head(features, taps=taps)
+        return self.head(features)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.blocks import Head, InvertedResidual, Stem, squeeze_width
+from hwnas.space.blocks import FeatureHead, Head, InvertedResidual, Stem, squeeze_width
+from hwnas.space.mbconv_resize import Resize
 from hwnas_profilers.workload import Operator, OperatorKey
 
 M = TypeVar("M", bound=nn.Module)
@@ -17,6 +18,18 @@ M = TypeVar("M", bound=nn.Module)
 # Variants of blocks: all activations are h-swish.
 HSWISH = "hswish"
 HSWISH_SE = "hswish-se"
+
+RESIZE = "resize"
+"""Kind of what a skipped block runs where its width is not that of the block before."""
+
+
+def head_variant(features: int) -> str:
+    """Name the head whose classifier sees so many features of its own; a plain one has no name.
+
+    >>> head_variant(1984)
+    'hswish-1984'
+    """
+    return f"{HSWISH}-{features}" if features else ""
 
 
 def operator_of(key: OperatorKey) -> Operator:
@@ -59,10 +72,33 @@ def _built(key: OperatorKey) -> nn.Module:
             se=key.variant == HSWISH_SE,
         )
     elif key.kind == "head":
-        module = Head(key.in_shape[0], key.out_shape[0])
+        features = _features_of_head(key)
+        module = (
+            FeatureHead(key.in_shape[0], key.out_shape[0], hidden=key.hidden, features=features)
+            if features
+            else Head(key.in_shape[0], key.out_shape[0])
+        )
+    elif key.kind == RESIZE:
+        module = Resize(key.out_shape[0])
     else:
-        raise ConfigError(f"no operator of kind `{key.kind}`", hint="known: stem, mbconv, head")
+        raise ConfigError(
+            f"no operator of kind `{key.kind}`", hint="known: stem, mbconv, resize, head"
+        )
     return module
+
+
+def _features_of_head(key: OperatorKey) -> int:
+    """Read the way back from `head_variant`."""
+    if not key.variant:
+        return 0
+    activation, _, features = key.variant.partition("-")
+    if activation != HSWISH or not features.isdecimal() or key.hidden < 1:
+        raise ConfigError(
+            f"no operator of kind `head`, variant `{key.variant}` and {key.hidden} hidden channels",
+            hint=f"known: no variant, or `{head_variant(1984)}` for 1984 features of any number "
+            "of hidden channels",
+        )
+    return int(features)
 
 
 def as_trained(module: M) -> M:
@@ -92,8 +128,14 @@ def macs_of_operator(key: OperatorKey) -> int:
     inputs, height_in, width_in = key.in_shape
     outputs, height_out, width_out = key.out_shape
     pixels_in, pixels_out = height_in * width_in, height_out * width_out
+    if key.kind == RESIZE:
+        return 0
     if key.kind == "head":
-        return inputs * outputs
+        features = _features_of_head(key)
+        if not features:
+            return inputs * outputs
+        # Only the expansion comes before the average.
+        return inputs * key.hidden * pixels_in + (key.hidden + outputs) * features
     if key.kind == "stem":
         return inputs * outputs * key.kernel**2 * pixels_out
     inner = key.hidden or inputs
@@ -109,7 +151,12 @@ def macs_of_operator(key: OperatorKey) -> int:
 def weights_of_operator(key: OperatorKey) -> int:
     """Count an operator's weights, with batch normalization folded into the convolutions."""
     with torch.device("meta"):
-        parts = list(_built(key).modules())
+        return folded_weights(_built(key))
+
+
+def folded_weights(module: nn.Module) -> int:
+    """Count a module's weights, with batch normalization folded into the convolutions."""
+    parts = list(module.modules())
     weights = sum(
         parameter.numel()
         for part in parts
@@ -118,3 +165,10 @@ def weights_of_operator(key: OperatorKey) -> int:
     )
     # Folded, each leaves a bias behind.
     return weights + sum(part.num_features for part in parts if isinstance(part, nn.BatchNorm2d))
+
+
+@functools.cache
+def parameters_of_operator(key: OperatorKey) -> int:
+    """Count an operator's trained parameters (batch normalization's included)."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in _built(key).parameters())

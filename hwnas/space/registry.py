@@ -9,6 +9,8 @@ from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.channel_spec import ChannelSpec
 from hwnas.space.mbconv_space import MBConvSpace
 from hwnas.space.mbconv_spec import MBConvSpec
+from hwnas.space.user_space import UserSpace
+from hwnas.space.user_spec import UserSpec
 
 if TYPE_CHECKING:
     from hwnas.space.chain_space import ChainSpace
@@ -30,4 +32,6 @@ def space_from_spec(spec: ChainSpec, *, batch: int = 1, dtype: str = "fp32") -> 
         return ChannelSpace(spec, batch=batch, dtype=dtype)
     if isinstance(spec, MBConvSpec):
         return MBConvSpace(spec, batch=batch, dtype=dtype)
+    if isinstance(spec, UserSpec):
+        return UserSpace(spec, batch=batch, dtype=dtype)
     raise ConfigError(f"no space is described by {type(spec).__name__}")

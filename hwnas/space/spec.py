@@ -9,6 +9,7 @@ from hwnas.core.decoding import convert
 from hwnas.core.errors import ConfigError, nearest
 from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec
 from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec
+from hwnas.space.user_spec import USER, UserSpec
 
 if TYPE_CHECKING:
     from hwnas.space.chain_spec import ChainSpec
@@ -26,17 +27,25 @@ def space_spec(
     """Look a space up by name, for images and classes other than its own where given.
 
     Args:
-        name: One of `SPACES`.
+        name: One of `SPACES`, or `user:path/to/file.py:function`, whose code is run: see
+            docs/user-spaces.md.
         image_shape: (channels, height, width).
         classes: Number of classes.
 
     Raises:
-        ConfigError: No space has that name.
+        ConfigError: No space has that name, or a user's own declares none.
+        InputFileError: A user's file does not exist.
     """
+    if name.startswith(USER):
+        from hwnas.space.user_survey import user_spec
+
+        return user_spec(name, image_shape=image_shape, classes=classes)
     if name not in SPACES:
         similar = nearest(name, SPACES)
         hint = f"did you mean `{similar[0]}`? " if similar else ""
         hint += f"known: {', '.join(SPACES)}"
+        if ":" in name:
+            hint = f"a space of your own is named {USER}{name}"
         raise ConfigError(f"unknown space `{name}`", hint=hint)
     spec = SPACES[name]
     if image_shape is not None:
@@ -61,7 +70,9 @@ def spec_from_plain(plain: dict[str, Any], *, source: str) -> ChainSpec:
     kind = plain["kind"]
     if kind == "mbconv":
         return convert(plain, MBConvSpec, source=source)
+    if kind == "user":  # runs no code of the user's: that needs a module to be built
+        return convert(plain, UserSpec, source=source)
     raise ConfigError(
         f"{source}: unknown kind of space `{kind}`",
-        hint="known: mbconv, and none for the channel-mask spaces; is it of a later hwnas?",
+        hint="known: mbconv, user, and none for the channel-mask spaces; is it of a later hwnas?",
     )

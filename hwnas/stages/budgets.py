@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from hwnas.core.errors import ConfigError
+from hwnas.search.budget import Budgets
 from hwnas.search.records import Resources
 
 if TYPE_CHECKING:
     from hwnas.core.progress import Progress
     from hwnas.latency.resources import SpaceCosts
-    from hwnas.search.budget import Budgets
     from hwnas.space.genotype import Genotype
     from hwnas_profilers.records import EnergyStatistics
+
+
+def budgets_from_options(budget_ms: float | None, **others: float | None) -> Budgets:
+    """Return the budgets of a command's options; without one on latency, that is infinite.
+
+    Args:
+        budget_ms: Bound on the latency.
+        **others: The other bounds, by their names in `Budgets`.
+
+    Raises:
+        ConfigError: There is none at all.
+    """
+    if budget_ms is None and all(bound is None for bound in others.values()):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(
+            "no budget is given, and without one the likeliest network is of no device",
+            hint=f"give --budget-ms, or one of {names}",
+        )
+    return Budgets(latency_ms=math.inf if budget_ms is None else budget_ms, **others)
 
 
 def say_what_is_out(costs: SpaceCosts, budgets: Budgets, progress: Progress) -> None:
@@ -50,4 +71,6 @@ def resources_of(
         memory_budget_kib=budgets.memory_kib,
         weights_budget_kib=budgets.weights_kib,
         energy_budget_mj=budgets.energy_mj,
+        macs_budget_m=budgets.macs_m,
+        params_budget_k=budgets.params_k,
     )

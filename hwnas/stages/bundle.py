@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from hwnas.core.artifacts import check_checksums, read_manifest
 from hwnas.core.decoding import read_json
+from hwnas.core.errors import ConfigError, InputFileError
 from hwnas.core.weights import read_weights
 from hwnas.data.sources import DataConfig
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.records import Derivation, Resources, budgets_of, read_derivation
 from hwnas.space.registry import space_from_spec
+from hwnas.space.user_spec import UserSpec
 from hwnas.verify.verification import VerifySettings
 
 if TYPE_CHECKING:
@@ -102,14 +104,21 @@ class Bundle:
 def open_bundle(path: Path) -> Bundle:
     """Check a bundle's files and load what is in it. Nothing is compiled before its hash is known.
 
+    The PyTorch twin is built again from the space and the genotype. Of a user's own space, that
+    runs the code which the space is named for: `user:FILE.py:function`, from the current folder. It
+    is not in the bundle, and it runs with the rights of whoever opens it, so it must be at least as
+    well known as the bundle. The engine, `model.onnx`, holds no code and needs none.
+
     Raises:
         ArtifactError: The folder is no bundle, or a file is missing or was changed.
+        InputFileError: The code of a user's space is not where its name says.
+        ConfigError: It is not what it was when the space was profiled.
     """
     check_checksums(path)  # the manifest among them, before it is believed
     read_manifest(path, kind="export")
     card = read_json(path / CARD_FILE, ModelCard)
     derivation = read_derivation(path / GENOTYPE_FILE)
-    twin = space_from_spec(derivation.space).network(derivation.genotype)
+    twin = _twin(path, derivation)
     read_weights(path / WEIGHTS_FILE, twin)
     return Bundle(
         card=card,
@@ -117,6 +126,21 @@ def open_bundle(path: Path) -> Bundle:
         twin=twin.eval(),
         model=(path / MODEL_FILE).read_bytes(),
     )
+
+
+def _twin(path: Path, derivation: Derivation) -> SlimNetwork:
+    space = derivation.space
+    try:
+        return space_from_spec(space).network(derivation.genotype)
+    except (InputFileError, ConfigError) as error:
+        if not isinstance(space, UserSpec):
+            raise
+        raise type(error)(
+            f"the PyTorch twin of {path} is built by code that is not in it, {space.name}: "
+            f"{error.message}",
+            hint="run this from the folder which that path is relative to, with the code as it was "
+            f"when the space was profiled; {MODEL_FILE} itself runs without it",
+        ) from error
 
 
 def arrays_of(split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

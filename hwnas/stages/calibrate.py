@@ -147,7 +147,7 @@ def make_calibration(
         keys=keys,
         isolated_us=np.array([table.latency_us(key) for key in keys]),
         prior_us=np.array([costs.prior_us(key) for key in keys]),
-        weights_bytes=weights_bytes(keys),
+        weights_bytes=weights_bytes(space, keys),
         counts=counts[:networks],
         networks=measured[:networks],
         holdout_counts=counts[networks:],
@@ -197,13 +197,11 @@ def drawn_genotypes(
     )
 
 
-def weights_bytes(keys: Sequence[OperatorKey]) -> NDArray[np.float64]:
+def weights_bytes(space: ChainSpace, keys: Sequence[OperatorKey]) -> NDArray[np.float64]:
     """Return the size of operators' weights in fp32, (operators,): what counts is their ratio."""
     import numpy as np
 
-    from hwnas.space.operators import weights_of_operator
-
-    return np.array([4.0 * weights_of_operator(key) for key in keys])
+    return np.array([4.0 * space.weights_of(key) for key in keys])
 
 
 def operator_counts(

@@ -11,8 +11,9 @@ from hwnas.core.errors import ConfigError
 from hwnas.data.sources import DataConfig
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.budget import Budgets
-from hwnas.search.feasible import latency_range_ms
+from hwnas.search.feasible import latency_range_ms, with_finite_latency
 from hwnas.search.rnas_cl import SearchConfig
+from hwnas.training.processes import Accelerator
 from hwnas.training.student import TrainConfig
 from hwnas.training.teacher import TeacherConfig
 from hwnas.verify.verification import VerifySettings
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.latency.resources import SpaceCosts
+
+
+_OTHER_BOUNDS = ("memory_kib", "weights_kib", "energy_mj", "macs_m", "params_k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +77,10 @@ class TableConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
-    """The bound on latency, exactly one of `ms` and `fraction`, and bounds on what else there is.
+    """The bound on latency, one of `ms` and `fraction`, and bounds on what else there is.
+
+    With other bounds that on latency may be left out. The slowest network of the space is the bound
+    then, so that what is searched, recorded and verified always has one.
 
     Attributes:
         ms: In milliseconds.
@@ -84,6 +91,8 @@ class BudgetConfig:
         weights_kib: Bound on the size of the weights, in KiB.
         energy_mj: Bound on the energy of a call, in millijoules; held against the uncalibrated sum
             of isolated operators, and against a meter where one is at hand.
+        macs_m: Bound on the multiply-accumulates per image, in millions.
+        params_k: Bound on the trained parameters, in thousands.
     """
 
     ms: float | None = None
@@ -91,14 +100,17 @@ class BudgetConfig:
     memory_kib: float | None = None
     weights_kib: float | None = None
     energy_mj: float | None = None
+    macs_m: float | None = None
+    params_k: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.ms is None) == (self.fraction is None):
+        others = {name: getattr(self, name) for name in _OTHER_BOUNDS}
+        missing = self.ms is None and self.fraction is None and not any(others.values())
+        if missing or (self.ms is not None and self.fraction is not None):
             raise ConfigError(
                 "[budget] takes either `ms` or `fraction`", hint="e.g. `ms = 0.25` in [budget]"
             )
-        for name in ("ms", "memory_kib", "weights_kib", "energy_mj"):
-            bound = getattr(self, name)
+        for name, bound in {"ms": self.ms, **others}.items():
             if bound is not None and not (math.isfinite(bound) and bound > 0):
                 raise ConfigError(f"[budget] `{name}` is a positive number, not {bound}")
         if self.fraction is not None and not 0 <= self.fraction <= 1:
@@ -108,17 +120,14 @@ class BudgetConfig:
         """Return the budgets that this is for a space on a target.
 
         Raises:
-            BudgetError: No network meets the bound on memory, within which `fraction` is a place.
+            BudgetError: No network meets the bound on memory, within which `fraction` is a place,
+                or the slowest network.
             LatencyTableError: There is a bound on what the table does not tell.
         """
-        others = Budgets(
-            latency_ms=self.ms or math.inf,
-            memory_kib=self.memory_kib,
-            weights_kib=self.weights_kib,
-            energy_mj=self.energy_mj,
-        )
+        bounds = {name: getattr(self, name) for name in _OTHER_BOUNDS}
+        others = Budgets(latency_ms=math.inf if self.ms is None else self.ms, **bounds)
         if self.fraction is None:
-            return others
+            return with_finite_latency(costs, others)
         low, high = latency_range_ms(costs, self.memory_kib)
         return replace(others, latency_ms=low + self.fraction * (high - low))
 
@@ -132,10 +141,14 @@ class RunConfig:
         training_threads: Threads that training computes with; 0 takes all cores. Networks as small
             as the demo's gain little from a second one, and on busy cores lose much by waiting for
             it.
+        accelerator: What the search computes on; `auto` takes a GPU where torch finds one.
+        tensorboard: Folder for TensorBoard's event files; empty writes none.
     """
 
     seed: int = 0
     training_threads: int = 0
+    accelerator: Accelerator = "auto"
+    tensorboard: str = ""
     target: TargetConfig = field(default_factory=TargetConfig)
     space: SpaceConfig = field(default_factory=SpaceConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -28,7 +28,8 @@ class DeriveResult:
 
     Attributes:
         genotype: Its file.
-        widths: Output width of each searched block.
+        blocks: What each searched block is: a name, or its output width where that alone is
+            searched.
         budget_ms: Bound on the latency.
         predicted_ms: Predicted latency.
         measured_ms: Measured latency (median); None where it was not measured.
@@ -42,12 +43,14 @@ class DeriveResult:
         memory_budget_kib: Bound on the activations; None without one.
         weights_budget_kib: Bound on the weights; None without one.
         energy_budget_mj: Bound on the energy; None without one.
+        macs_budget_m: Bound on the multiply-accumulates, in millions; None without one.
+        params_budget_k: Bound on the parameters, in thousands; None without one.
         estimated_operators: Operators of the network whose latency is an estimate.
         widest_estimate_percent: Widest of their 90 % intervals, relative to the estimate.
     """
 
     genotype: str
-    widths: tuple[int, ...]
+    blocks: tuple[int | str, ...]
     budget_ms: float
     predicted_ms: float
     measured_ms: float | None
@@ -61,6 +64,8 @@ class DeriveResult:
     memory_budget_kib: float | None
     weights_budget_kib: float | None
     energy_budget_mj: float | None
+    macs_budget_m: float | None
+    params_budget_k: float | None
     estimated_operators: int
     widest_estimate_percent: float | None
 
@@ -68,18 +73,23 @@ class DeriveResult:
 def derive(
     search: Path,
     table: Path,
-    budget_ms: float,
     out: Path,
     *,
+    budget_ms: float | None = None,
     memory_kib: float | None = None,
     weights_kib: float | None = None,
     energy_mj: float | None = None,
+    macs_m: float | None = None,
+    params_k: float | None = None,
     measure: bool = True,
     estimate: bool = False,
     relative_width: float = 0.005,
     progress: Progress = SILENT,
 ) -> DeriveResult:
     """Derive the exact best architecture under a latency budget, and measure it.
+
+    The summed log-probability of the blocks' choices is the highest there is within the budgets; of
+    equal ones the fastest is taken.
 
     No training is needed, so one search serves many budgets and devices: give another table to
     derive for another target. A network that measures over a budget tightens the bound by the gap,
@@ -88,12 +98,15 @@ def derive(
     Args:
         search: Folder of a search.
         table: Latency table of the search's space, on any target.
-        budget_ms: Bound on the latency, in milliseconds.
         out: The genotype's file, JSON.
+        budget_ms: Bound on the latency, in milliseconds; by default, where another bound is given,
+            that of the space's slowest network.
         memory_kib: Bound on the peak of live activations, in KiB.
         weights_kib: Bound on the size of the weights, in KiB.
         energy_mj: Bound on the energy of a call, in millijoules: on the uncalibrated sum of the
             operators' energies, and on the network's own where it can be metered.
+        macs_m: Bound on the multiply-accumulates per image, in millions.
+        params_k: Bound on the trained parameters, in thousands.
         measure: Measure on the target; else the predictions stand.
         estimate: Estimate operators that the table lacks from those that it has. The table may then
             be of another space. Every result says how much of it is estimated.
@@ -107,17 +120,23 @@ def derive(
     Raises:
         BudgetError: No network of the space meets the budgets; what its networks take is named, and
             which budget binds.
+        ConfigError: No budget is given.
         ArtifactError: The search is unfinished or was changed.
         LatencyTableError: The table cannot be used with this search, or does not tell what a budget
             bounds.
         TargetError: The target cannot be measured here.
     """
-    from hwnas.search.budget import Budgets
+    from hwnas.stages.budgets import budgets_from_options
     from hwnas_profilers.timing import TimingSettings
 
     settings = TimingSettings.for_networks(relative_width=relative_width)
-    budgets = Budgets(
-        latency_ms=budget_ms, memory_kib=memory_kib, weights_kib=weights_kib, energy_mj=energy_mj
+    budgets = budgets_from_options(
+        budget_ms,
+        memory_kib=memory_kib,
+        weights_kib=weights_kib,
+        energy_mj=energy_mj,
+        macs_m=macs_m,
+        params_k=params_k,
     )
     derivation = make_derivation(
         search,
@@ -133,8 +152,8 @@ def derive(
     assert resources is not None  # it was made just now
     return DeriveResult(
         genotype=str(out),
-        widths=derivation.genotype.widths,
-        budget_ms=budget_ms,
+        blocks=derivation.genotype.options,
+        budget_ms=derivation.budget_ms,
         predicted_ms=derivation.predicted_ms,
         measured_ms=derivation.measured_ms,
         attempts=len(derivation.attempts),
@@ -147,6 +166,8 @@ def derive(
         memory_budget_kib=memory_kib,
         weights_budget_kib=weights_kib,
         energy_budget_mj=energy_mj,
+        macs_budget_m=macs_m,
+        params_budget_k=params_k,
         estimated_operators=derivation.estimated.operators if derivation.estimated else 0,
         widest_estimate_percent=(
             derivation.estimated.widest_percent if derivation.estimated else None
@@ -165,47 +186,27 @@ def make_derivation(
     settings: TimingSettings,
     progress: Progress = SILENT,
 ) -> Derivation:
-    """Derive and write the genotype. Raises as `derive`."""
+    """Derive and write the genotype; a bound on latency may be infinite. Raises as `derive`."""
     import numpy as np
 
-    from hwnas.core.artifacts import read_manifest, sha256_of_file, write_atomically
+    from hwnas.core.artifacts import sha256_of_file, write_atomically
     from hwnas.core.decoding import encode_json
-    from hwnas.core.errors import BudgetError, LatencyTableMismatch
-    from hwnas.latency.resources import SpaceCosts
+    from hwnas.core.errors import BudgetError
     from hwnas.search.derive import best_genotype, check_budgets
-    from hwnas.search.records import Attempt, Derivation, read_search
-    from hwnas.space.registry import space_from_spec
+    from hwnas.search.feasible import with_finite_latency
+    from hwnas.search.records import Attempt, Derivation
     from hwnas.stages.budgets import resources_of, say_what_is_out
-    from hwnas.stages.spaces import (
-        estimates_in,
-        require_searchable,
-        say_if_uncalibrated,
-        with_estimates,
-    )
+    from hwnas.stages.search import SEARCH_FILE
+    from hwnas.stages.searched import costs_of_search
+    from hwnas.stages.spaces import estimates_in
     from hwnas_profilers.profiler import profiler_for
-    from hwnas_profilers.table import LatencyTable
 
-    read_manifest(search_path, kind="search")
-    record_path = search_path / "search.json"
-    record = read_search(record_path)
-    table = LatencyTable.read(table_path)
-    header = table.header
-    if header.space_fingerprint != record.space.fingerprint and not estimate:
-        raise LatencyTableMismatch(
-            f"{table_path} was measured for space {header.space}, {search_path} searched "
-            f"{record.space.name}, or other images or classes",
-            hint=f"hwnas profile --space {record.space.name} --target {header.target} "
-            f"--image-shape {','.join(map(str, record.space.image_shape))} "
-            f"--classes {record.space.classes} --out NEW.jsonl",
-        )
-    space = require_searchable(
-        space_from_spec(record.space, batch=header.batch, dtype=header.dtype)
+    record, costs, table = costs_of_search(
+        search_path, table_path, estimate=estimate, progress=progress
     )
-    if estimate:
-        table = with_estimates(table, space, progress)
-    costs = SpaceCosts(space, table)
+    header, space = table.header, costs.space
+    asked, budgets = budgets, with_finite_latency(costs, budgets)
     check_budgets(costs, budgets)  # before the device is asked for
-    say_if_uncalibrated(table, progress)
     say_what_is_out(costs, budgets, progress)
     scores = [np.array(row) for row in record.log_probabilities]
 
@@ -240,7 +241,7 @@ def make_derivation(
                     metered=metered,
                 )
             )
-            tighter = _tightened(attempts[-1], costs, budgets, bounds, progress)
+            tighter = _tightened(attempts[-1], costs, asked, bounds, progress)
             if tighter == bounds:
                 break
             bounds = tighter
@@ -248,6 +249,7 @@ def make_derivation(
             raise _out_of_room(attempts, budgets)
 
     chosen = attempts[-1]
+    layers = space.network(chosen.genotype).tap_names
     derivation = Derivation(
         genotype=chosen.genotype,
         space=space.spec,
@@ -258,14 +260,14 @@ def make_derivation(
         measured_ms=chosen.measured.median_us / 1e3 if chosen.measured else None,
         macs=space.macs(chosen.genotype),
         params=space.parameters(chosen.genotype),
-        student_layers=record.student_layers,
+        student_layers=layers,
         teacher_layers=record.teacher_layers,
-        tutor_weights=record.tutor_weights,
+        tutor_weights=record.tutor_weights_of(layers),
         selection=record.selection,
         attention_size=record.attention_size,
         attempts=tuple(attempts),
         table_sha256=sha256_of_file(table_path),
-        search_sha256=sha256_of_file(record_path),
+        search_sha256=sha256_of_file(search_path / SEARCH_FILE),
         resources=resources_of(costs, chosen.genotype, budgets, chosen.metered),
         estimated=estimates_in(table, space.operators_of(chosen.genotype)),
     )

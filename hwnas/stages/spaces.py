@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hwnas.core.errors import ConfigError
-from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.registry import space_from_spec
-from hwnas.space.spec import SPACES, spec_from_plain
+from hwnas.space.spec import spec_from_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,20 +26,6 @@ def space_of_table(table: LatencyTable) -> ChainSpace:
     header = table.header
     spec = spec_from_plain(header.space_spec, source=f"{table.path} (space_spec)")
     return space_from_spec(spec, batch=header.batch, dtype=header.dtype)
-
-
-def require_searchable(space: ChainSpace) -> ChannelSpace:
-    """Return a space that has a supernet, as what it is.
-
-    Raises:
-        ConfigError: It has none, so it can be profiled and calibrated, but not searched.
-    """
-    if not isinstance(space, ChannelSpace):
-        raise ConfigError(
-            f"{space.spec.name} cannot be searched: it has no supernet, only latency tables",
-            hint=f"profile a space that has one: {', '.join(SPACES)}",
-        )
-    return space
 
 
 def say_if_uncalibrated(table: LatencyTable, progress: Progress) -> None:

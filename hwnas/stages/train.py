@@ -10,11 +10,15 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hwnas.data.images import ImageData
+    from hwnas.space.supernet import SlimNetwork
     from hwnas.stages.config import RunConfig
 
 GENOTYPE_FILE = "genotype.json"
 WEIGHTS_FILE = "weights.safetensors"
 SETTINGS_FILE = "settings.json"
+_MEASURED_ON = 2048
+"""Images that statistics of batch normalization are measured on: more change them little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,9 @@ class TrainResult:
         params: Its parameters.
         macs: Its multiply-accumulates per image.
         epochs: Epochs trained.
+        initial_accuracy: On validation images, before training, of what was cut out of the
+            supernet, its batch normalization measured anew; None where training began with new
+            weights.
         clean_accuracy: On validation images as they are.
         robust_accuracy: On PGD examples of the threat model.
         n: Validation images.
@@ -37,6 +44,7 @@ class TrainResult:
     params: int
     macs: int
     epochs: int
+    initial_accuracy: float | None
     clean_accuracy: float
     robust_accuracy: float
     n: int
@@ -139,7 +147,7 @@ def make_network(
     from hwnas.training.student import train_student
 
     derivation = read_derivation(genotype_path)
-    teacher, _ = load_teacher(teacher_path, attention_size=derivation.attention_size)
+    teacher = load_teacher(teacher_path, attention_size=derivation.attention_size)
     if teacher.layers != derivation.teacher_layers:
         raise ConfigError(
             f"{teacher_path} has other layers than the teacher that {genotype_path} was searched "
@@ -169,11 +177,19 @@ def make_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = space.network(derivation.genotype)
+    if network.tap_names != derivation.student_layers:
+        raise ConfigError(
+            f"{genotype_path} has tutors for other layers ({', '.join(derivation.student_layers)}) "
+            f"than its network has ({', '.join(network.tap_names)})",
+            hint="derive it again: `hwnas derive`",
+        )
     network.normalize.set_statistics(*data.pixel_statistics())
+    initial_accuracy = None
     if search_path is not None and config.train.init == "supernet":
         supernet = space.supernet()
         read_weights(search_path / SUPERNET_FILE, supernet)
         network.load_state_dict(supernet.slim_state(derivation.genotype))
+        initial_accuracy = _initial_accuracy(network, data, config.seed)
     checkpoint = checkpoint_beside(out)
     with torch_threads(config.training_threads):
         history = train_student(
@@ -197,6 +213,7 @@ def make_network(
         params=derivation.params,
         macs=derivation.macs,
         epochs=len(history),
+        initial_accuracy=initial_accuracy,
         clean_accuracy=clean.value,
         robust_accuracy=robust.value,
         n=clean.n,
@@ -224,3 +241,23 @@ def make_network(
         (folder / "result.json").write_bytes(encode_json(result, indent=2))
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _initial_accuracy(network: SlimNetwork, data: ImageData, seed: int) -> float:
+    """Judge a network as it was cut out of its supernet, and leave it as it is.
+
+    The statistics that a supernet leaves are of its mix: judged by them, networks of digits that
+    get 97 % right are at chance. Training begins with them all the same, as it adapts them within
+    its first epoch: begun with measured ones it ended no better (two spaces, 1 and 3 epochs).
+    """
+    import copy
+
+    import torch
+
+    from hwnas.training.figures import accuracy
+    from hwnas.training.recalibration import recalibrate
+
+    measured = copy.deepcopy(network)
+    images = data.train.subset(_MEASURED_ON, torch.Generator().manual_seed(seed))
+    recalibrate(measured, images.pixels())
+    return accuracy(measured, data.validation.pixels(), data.validation.labels)

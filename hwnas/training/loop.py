@@ -16,12 +16,16 @@ import torch
 from hwnas.core.artifacts import write_atomically
 from hwnas.core.errors import ArtifactError, ConfigError, TrainingDivergedError
 from hwnas.core.progress import SILENT, Progress
+from hwnas.training.processes import peers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
+
+    from hwnas.core.metrics import MetricLog
+    from hwnas.training.processes import Processes
 
 CHECKPOINT_SCHEMA = 1
 _DIVERGED_HINT = (
@@ -93,9 +97,14 @@ def run_epochs(
     parts: Mapping[str, Stateful],
     checkpoint: Path,
     settings: Mapping[str, Any],
+    processes: Processes | None = None,
+    log: MetricLog | None = None,
     progress: Progress = SILENT,
 ) -> list[Figures]:
     """Run epochs, going on from a checkpoint where there is one.
+
+    Of several processes the first one writes; all go on from what it reads, so that a run may be
+    resumed with another number of them.
 
     Args:
         name: What runs, for progress and errors.
@@ -105,6 +114,8 @@ def run_epochs(
         parts: Everything that changes while training, by name.
         checkpoint: The checkpoint file; left in place for the caller to remove.
         settings: What the run depends on; a checkpoint of other settings is refused.
+        processes: Those that train together; None where this is the only one.
+        log: Where each epoch's figures go besides.
         progress: Where to report.
 
     Returns:
@@ -114,19 +125,28 @@ def run_epochs(
         ConfigError: The checkpoint was made with other settings; what differs is named.
         ArtifactError: The checkpoint cannot be read.
         TrainingDivergedError: A loss or a weight is not finite. The last checkpoint is kept.
+        ProcessError: Another process has ended. The last checkpoint is kept.
     """
     history: list[Figures] = []
-    if checkpoint.exists():
-        history = _restore(checkpoint, name, parts, settings)
+    is_first = processes is None or processes.is_first
+    kept = checkpoint.read_bytes() if is_first and checkpoint.exists() else None
+    if processes is not None:
+        kept = processes.same(kept)
+    if kept is not None:
+        history = _restore(kept, checkpoint, name, parts, settings)
         progress.say(f"{name}: going on after epoch {len(history)} of {epochs}")
     with progress.task(name, epochs, done=len(history)) as task:
         for index in range(len(history), epochs):
             epoch = Epoch(name=name, index=index, count=epochs, seed=seed, report=task.advance)
-            figures = body(epoch)
+            with peers():
+                figures = body(epoch)
             _check_finite(name, epoch, parts)
             history.append(figures)
             task.advance(0, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
-            _save(checkpoint, parts, history, settings)
+            if is_first:
+                _save(checkpoint, parts, history, settings)
+                if log is not None:
+                    log.log(name, figures, epoch=index + 1)
     return history
 
 
@@ -204,12 +224,16 @@ def _save(
 
 
 def _restore(
-    path: Path, name: str, parts: Mapping[str, Stateful], settings: Mapping[str, Any]
+    kept: bytes,
+    path: Path,
+    name: str,
+    parts: Mapping[str, Stateful],
+    settings: Mapping[str, Any],
 ) -> list[Figures]:
     discard = f"delete {path} to begin anew"
     try:
         # weights_only: tensors and plain values, never code.
-        state = torch.load(path, weights_only=True)
+        state = torch.load(io.BytesIO(kept), weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ArtifactError(f"checkpoint {path} cannot be read: {error}", hint=discard) from error
     schema = state.get("schema") if isinstance(state, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional
 
+from hwnas.core.decoding import encode_json
 from hwnas.core.errors import ConfigError
 from hwnas.core.progress import SILENT, Progress
 from hwnas.data.images import batches
@@ -93,7 +95,9 @@ def train_student(
 
     Args:
         network: The network, initialized.
-        tutors: Of each of the network's tapped layers, the weights of the teacher's layers.
+        tutors: Of each of the network's tapped layers, the weights of the teacher's layers: the
+            rows of `Derivation.tutor_weights`. Where all are 0 there are no tutors: only the
+            teacher's predictions are learned from, and no layer of either is looked at.
         teacher: The robust network.
         data: The images; the test split is not touched.
         data_config: Augmentation.
@@ -108,6 +112,7 @@ def train_student(
         The figures of every epoch.
 
     Raises:
+        ConfigError: The tutors are those of other networks.
         TrainingDivergedError: A loss is not finite.
 
     References:
@@ -130,7 +135,7 @@ def train_student(
             **inputs,
             "eps": threat.eps_pixels,
             "seed": seed,
-            "tutors": [list(row) for row in tutors],
+            "tutors": _digest(tutors),
         },
         progress=progress,
     )
@@ -153,7 +158,7 @@ class _Student:
         self.teacher, self.config = teacher, config
         self.data, self.data_config = data, data_config
         self.eps = threat.eps_pixels
-        self.tutors = torch.tensor(tutors)
+        self.tutors = _tutor_weights(tutors, network, teacher)
         self.pixels = data.validation.pixels()
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -185,26 +190,42 @@ class _Student:
         }
 
     def _loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        teacher_logits, teacher_maps = self.teacher.observe(images)
+        if not self._has_tutors:
+            logits = self.teacher.logits(images)
+            return self._prediction_loss(images, labels, logits, generator, taps=None)
+        logits, teacher_maps = self.teacher.observe(images)
         taps: list[Tensor] = []
+        loss = self._prediction_loss(images, labels, logits, generator, taps)
+        maps = attention_maps([tap[: len(images)] for tap in taps], self.teacher.attention_size)
+        distances = attention_distances(maps, teacher_maps)
+        return loss + self.config.attention_weight * attention_loss(distances, self.tutors)
+
+    @property
+    def _has_tutors(self) -> bool:
+        return self.config.attention_weight > 0 and bool(self.tutors.any())
+
+    def _prediction_loss(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor,
+        generator: torch.Generator,
+        taps: list[Tensor] | None,
+    ) -> Tensor:
+        """Compute what does not look into the networks; the taps begin with the clean images."""
         if self.config.robust == "none":
             self.network.train()
             logits = self.network(images, taps=taps)
             loss = functional.cross_entropy(logits, labels)
-            loss = loss + kl_to_teacher(logits, teacher_logits).mean()
-        else:
-            adversarial = self._worst_case(images, labels, teacher_logits, generator)
-            self.network.train()
-            # One pass over both halves: batch normalization sees the mix that it will serve.
-            both = self.network(torch.cat([images, adversarial]), taps=taps)
-            clean_logits, adversarial_logits = both.chunk(2)
-            taps = [tap[: len(images)] for tap in taps]
-            attacked = kl_to_teacher(adversarial_logits, teacher_logits).mean()
-            clean = kl_to_teacher(clean_logits, teacher_logits).mean()
-            loss = _RSLAD_ADVERSARIAL * attacked + (1 - _RSLAD_ADVERSARIAL) * clean
-        size = self.teacher.attention_size
-        distances = attention_distances(attention_maps(taps, size), teacher_maps)
-        return loss + self.config.attention_weight * attention_loss(distances, self.tutors)
+            return loss + kl_to_teacher(logits, teacher_logits).mean()
+        adversarial = self._worst_case(images, labels, teacher_logits, generator)
+        self.network.train()
+        # One pass over both halves: batch normalization sees the mix that it will serve.
+        both = self.network(torch.cat([images, adversarial]), taps=taps)
+        clean_logits, adversarial_logits = both.chunk(2)
+        attacked = kl_to_teacher(adversarial_logits, teacher_logits).mean()
+        clean = kl_to_teacher(clean_logits, teacher_logits).mean()
+        return _RSLAD_ADVERSARIAL * attacked + (1 - _RSLAD_ADVERSARIAL) * clean
 
     def _worst_case(
         self,
@@ -224,3 +245,22 @@ class _Student:
             loss=lambda logits: kl_to_teacher(logits, teacher_logits),
             generator=generator,
         )
+
+
+def _tutor_weights(
+    rows: Sequence[Sequence[float]], network: SlimNetwork, teacher: Teacher
+) -> Tensor:
+    """Return (student layers, teacher layers); raise ConfigError where the rows are for others."""
+    shape = (len(network.tap_names), len(teacher.layers))
+    if len(rows) != shape[0] or any(len(row) != shape[1] for row in rows):
+        raise ConfigError(
+            f"tutors of {len(rows)} student layers over {sorted({len(row) for row in rows})} "
+            f"teacher layers do not fit a network of {shape[0]} and a teacher of {shape[1]}",
+            hint="derive the network again: `hwnas derive`",
+        )
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def _digest(rows: Sequence[Sequence[float]]) -> str:
+    """Return what tells tutors from others: the rows themselves would fill the error with zeros."""
+    return hashlib.sha256(encode_json([list(row) for row in rows])).hexdigest()[:16]

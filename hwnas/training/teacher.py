@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn import functional
@@ -12,7 +12,8 @@ from torch.nn import functional
 from hwnas.core.errors import ConfigError
 from hwnas.core.progress import SILENT, Progress
 from hwnas.data.images import batches
-from hwnas.distill.teacher import TeacherNetwork, TeacherSpec
+from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
+from hwnas.distill.teacher_sources import check_source
 from hwnas.robustness.pgd import perturb
 from hwnas.space.memory_format import channels_last
 from hwnas.training.figures import accuracy
@@ -33,13 +34,23 @@ if TYPE_CHECKING:
     from hwnas.robustness.threat import ThreatModel
 
 
+_NOT_TRAINING = ("source", "weights", "layers", "precision", "judged_images")
+"""Settings that training does not depend on: a checkpoint goes on whatever they are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherConfig:
-    """Settings of a teacher and its adversarial training.
+    """Settings of a teacher: where it comes from, or its adversarial training.
 
     Attributes:
-        weights: A safetensors file of a trained teacher of this width and these blocks; empty
-            trains one.
+        source: What builds its network: `package.module:callable`, `FILE.py:callable`,
+            `torchvision:NAME`, `timm:NAME` or `robustbench:NAME`; empty takes our own.
+        weights: A safetensors file of trained weights: of the source's network, or of our own of
+            this width and these blocks. Empty takes what the source brings, or trains our own.
+        layers: Layers that may be tutors, by name or pattern; empty chooses them.
+        precision: What it computes in when it teaches; `auto` takes bf16 where that is faster and
+            as good, once, when the teacher is made.
+        judged_images: Validation images that it is judged on, drawn by the seed; 0 takes all.
         width: Channels of the first stage.
         blocks: Residual blocks per stage.
         epochs: Epochs.
@@ -49,7 +60,11 @@ class TeacherConfig:
         attack_steps: PGD steps of the inner maximization.
     """
 
+    source: str = ""
     weights: str = ""
+    layers: tuple[str, ...] = ()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    judged_images: int = 1000
     width: int = 32
     blocks: tuple[int, ...] = (1, 1, 1)
     epochs: int = 15
@@ -61,6 +76,9 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if min(self.epochs, self.attack_steps) < 1 or self.batch < 2:
             raise ConfigError("`epochs` and `attack_steps` are at least 1 and `batch` at least 2")
+        if self.judged_images < 0:
+            raise ConfigError(f"`judged_images` is at least 0, not {self.judged_images}")
+        check_source(self.source)
         check_rates(self, positive=("learning_rate",), weights=("weight_decay",))
 
 
@@ -149,7 +167,7 @@ def train_teacher(
         parts={"network": network, "optimizer": optimizer},
         checkpoint=checkpoint,
         settings={
-            **asdict(config),
+            **{key: value for key, value in asdict(config).items() if key not in _NOT_TRAINING},
             **data_config.as_settings(),
             "eps": threat.eps_pixels,
             "seed": seed,

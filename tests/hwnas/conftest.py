@@ -16,7 +16,8 @@ from hypothesis import settings
 from hwnas.core.environment import provenance
 from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig, load_data
-from hwnas.distill.teacher import Teacher, TeacherNetwork, TeacherSpec
+from hwnas.distill.teacher import Teacher
+from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
 from hwnas.space.channel_spec import ChannelSpec, StageSpec
 from hwnas_profilers.records import Measurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable
@@ -175,4 +176,10 @@ def small_teacher() -> Teacher:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TeacherNetwork(spec)
-    return Teacher(network, network.tap_names, attention_size=4)
+    return Teacher(
+        network,
+        network.tap_names,
+        image_shape=spec.image_shape,
+        classes=spec.classes,
+        attention_size=4,
+    )

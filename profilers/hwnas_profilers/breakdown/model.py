@@ -7,16 +7,14 @@ own code, named on purpose.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.core.errors import ConfigError, ExportError, InputFileError, nearest
+from hwnas.core.named_code import attribute_of, imported, is_file, on_import_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,27 +150,23 @@ def _digests(path: Path, proto: onnx.ModelProto) -> dict[str, str]:
 def _source_from_callable(text: str, place: str, name: str) -> ModelSource:
     from torch import nn
 
-    is_file = place.endswith(".py")
     path = Path(place)
-    if is_file and not path.is_file():
+    if is_file(place) and not path.is_file():
         raise InputFileError(f"{path} does not exist", hint=f"a module is named {_CALLABLE}")
-    folder = path.parent if is_file else Path()
     try:
-        # As Python itself does for a program and for `-m`: what lies beside can be imported.
-        with _on_import_path(folder.resolve()):
-            code = _module_from_file(path) if is_file else importlib.import_module(place)
-            made = _attribute(code, name, text)
+        with on_import_path(place):
+            made = attribute_of(imported(place), name, text)
             made = made if isinstance(made, nn.Module) else _call(made, text)
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(
             f"{text} cannot be made: {type(error).__name__}: {error}",
-            hint="" if is_file else f"a module is named {_CALLABLE}",
+            hint="" if is_file(place) else f"a module is named {_CALLABLE}",
         ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"{text} gives {type(made).__name__}, not a torch.nn.Module")
-    digests = {"model": sha256_of_file(path)} if is_file else {}
+    digests = {"model": sha256_of_file(path)} if is_file(place) else {}
     return ModelSource(name=text, module=made.eval(), digests=digests)
 
 
@@ -222,35 +216,6 @@ def _weights_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _on_import_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(folder))
-
-
-def _module_from_file(path: Path) -> Any:
-    name = f"_hwnas_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    code = importlib.util.module_from_spec(spec)
-    sys.modules[name] = code  # dataclasses look their module up
-    spec.loader.exec_module(code)
-    return code
-
-
-def _attribute(code: Any, name: str, text: str) -> Any:
-    if not hasattr(code, name):
-        similar = nearest(name, (each for each in vars(code) if not each.startswith("_")))
-        hint = f"did you mean `{similar[0]}`?" if similar else ""
-        raise ConfigError(f"{text}: there is no `{name}`", hint=hint)
-    return getattr(code, name)
 
 
 def _call(make: Any, text: str) -> Any:

@@ -43,7 +43,7 @@ def test_options_are_the_functions_parameters(name: str) -> None:
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(function).parameters.items()
-        if key != "progress"
+        if key not in ("progress", "log")
     }
     options = {option.name: option for option in command.params}
     assert set(options) == {*parameters, "as_json", "debug"}

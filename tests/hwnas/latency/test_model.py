@@ -80,7 +80,10 @@ def with_skips() -> MBConvSpace:
             classes=3,
             stem=4,
             stem_stride=1,
-            stages=(MBConvStage(blocks=2, width=4), MBConvStage(blocks=2, width=8, stride=2)),
+            stages=(
+                MBConvStage(blocks=2, widths=(4,)),
+                MBConvStage(blocks=2, widths=(8,), stride=2),
+            ),
             kernels=(3,),
             expansions=(1, 2),
             se=(False,),

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.core.errors import LatencyTableError
+from hwnas.core.errors import LatencyTableError, LatencyTableMiss
 from hwnas.latency.resources import SpaceCosts
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.registry import space_from_spec
+from hwnas.space.spec import SPACES
 from hwnas_profilers.records import EnergyStatistics, Measurement
 
 if TYPE_CHECKING:
@@ -99,6 +101,39 @@ def test_what_is_expected_of_a_supernet_is_the_mean_over_its_networks(
             chosen = zip(probabilities, choices, strict=True)
             mean += math.prod(float(p[choice]) for p, choice in chosen) * cost.of(choices)
         assert float(cost.expected(probabilities)) == pytest.approx(mean, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["rnas-cl-xs", "mbconv-32", "mbconv-224-widths"])
+def test_macs_and_parameters_are_those_of_the_network_whatever_the_table_tells(
+    table_of: TableMaker, name: str
+) -> None:
+    space = space_from_spec(SPACES[name])
+    costs = SpaceCosts(space, table_of(space, lambda key: 1.0))
+    generator = np.random.default_rng(0)
+    for genotype in [space.smallest, *(space.random_genotype(generator) for _ in range(3))]:
+        if not np.isfinite(costs.latency.cost_us.of(space.choices(genotype))):
+            continue
+        choices = space.choices(genotype)
+        with torch.device("meta"):
+            network = space.network(genotype)
+        assert costs.params.of(choices) == sum(p.numel() for p in network.parameters())
+        assert costs.macs.of(choices) == space.macs(genotype)
+
+
+def test_a_table_that_lacks_operators_is_refused_with_how_many(
+    small: ChannelSpace, table_of: TableMaker
+) -> None:
+    table = table_of(small, lambda key: 1.0)
+    keys = list(table.measurements)
+    kept = {key: table.measurements[key] for key in keys[:4]}
+    partial = replace(table, measurements=kept, unsupported={keys[4]: "no such kernel"})
+    with pytest.raises(LatencyTableMiss) as caught:
+        SpaceCosts(small, partial)
+    assert f"table.jsonl lacks {len(keys) - 5} of {len(keys)} operators of small" in str(
+        caught.value
+    )
+    assert f"has no operator {keys[5]}; nearest: " in caught.value.message
+    assert "hwnas profile --space small --target onnxruntime-cpu" in caught.value.hint
 
 
 @settings(max_examples=30)

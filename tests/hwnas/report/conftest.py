@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from hwnas.core.artifacts import (
     MANIFEST,
@@ -20,14 +21,15 @@ from hwnas.core.artifacts import (
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
 from hwnas.data.sources import DataConfig
+from hwnas.distill.tutors import fixed_tutors
 from hwnas.latency.calibration import calibration_record
 from hwnas.report.page import page_from_run
 from hwnas.robustness.evaluate import Accuracy
 from hwnas.robustness.threat import ThreatModel
+from hwnas.search.budget import Budgets
 from hwnas.search.records import Derivation, SearchRecord
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.channel_spec import ChannelSpec, StageSpec
-from hwnas.space.operators import macs_of_operator
 from hwnas.verify.gates import Gate, at_least, at_most
 from hwnas.verify.masking import MaskingSigns
 from hwnas.verify.parity import Parity
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from hwnas.distill.tutors import TutorSelection
+    from hwnas.space.chain_space import ChainSpace
     from hwnas.space.genotype import Genotype
 
     NewRun = Callable[..., Path]
@@ -52,7 +56,6 @@ SPEC = ChannelSpec(
     stages=(StageSpec(blocks=1, widths=(8, 4)), StageSpec(blocks=1, widths=(16, 8), stride=2)),
 )
 SPACE = ChannelSpace(SPEC)
-STUDENT_LAYERS = ("stem", "block1.expand", "block2.expand")
 TEACHER_LAYERS = ("stem", "blocks.0")
 GATES = (
     at_most("finite_logits", 0, 0, unit="images", meaning="the engine gives NaN"),
@@ -84,7 +87,15 @@ class Case:
     teacher_trained: bool = True
     square_samples: int = 100
     threat: ThreatModel = field(default_factory=lambda: ThreatModel(eps=0.1, steps=10))
-    widths: tuple[int, ...] = (8, 8)
+    space: ChainSpace = SPACE
+    choices: tuple[int, ...] = (0, 1)
+    log_probabilities: tuple[tuple[float, ...], ...] = (
+        (math.log(0.7), math.log(0.3)),
+        (math.log(0.4), math.log(0.6)),
+    )
+    selection: TutorSelection = "searched"
+    budgets: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     scale: float = 1.0
     networks: int = 5
     elsewhere: Path | None = None
@@ -109,26 +120,27 @@ def _write_table(path: Path, case: Case) -> None:
     made = replace(made, device=replace(made.device, governor=case.governor))
     header = TableHeader(
         target="onnxruntime-cpu",
-        space=SPEC.name,
-        space_spec=msgspec.to_builtins(SPEC),
-        space_fingerprint=SPEC.fingerprint,
+        space=case.space.spec.name,
+        space_spec=msgspec.to_builtins(case.space.spec),
+        space_fingerprint=case.space.spec.fingerprint,
         threads=1,
         batch=1,
         dtype="fp32",
         settings={},
         provenance=made,
     )
-    keys = [operator.key for operator in SPACE.operators()]
-    isolated_us = case.scale * np.array([3.0 + 1e-3 * macs_of_operator(key) for key in keys])
+    space = case.space
+    keys = [operator.key for operator in space.operators()]
+    isolated_us = case.scale * np.array([3.0 + 1e-3 * space.macs_of(key) for key in keys])
     generator = np.random.default_rng(0)
 
     def measured(genotype: Genotype, index: int) -> tuple[Any, NetworkMeasurement]:
-        operators = SPACE.operators_of(genotype)
+        operators = space.operators_of(genotype)
         counts = np.array([operators.count(key) for key in keys], dtype=np.float64)
         median = float(counts @ isolated_us) * (0.9 + 0.01 * math.sin(index)) - 2 * case.scale
         return counts, NetworkMeasurement(
-            choices=SPACE.choices(genotype),
-            macs=SPACE.macs(genotype),
+            choices=space.choices(genotype),
+            macs=space.macs(genotype),
             statistics=statistics(median),
             first_us=median,
             second_us=1.01 * median,
@@ -140,7 +152,7 @@ def _write_table(path: Path, case: Case) -> None:
         if not case.calibrated:
             return
         drawn = [
-            measured(SPACE.random_genotype(generator), index) for index in range(2 * case.networks)
+            measured(space.random_genotype(generator), index) for index in range(2 * case.networks)
         ]
         fit, holdout = drawn[: case.networks], drawn[case.networks :]
         table.append(
@@ -178,7 +190,7 @@ def _epochs(count: int) -> list[dict[str, float]]:
     ]
 
 
-def _search_history(budget_ms: float) -> list[dict[str, float]]:
+def _search_history(budget_ms: float, figures: dict[str, float]) -> list[dict[str, float]]:
     return [
         {
             "loss": 2.0 / (epoch + 1),
@@ -187,9 +199,22 @@ def _search_history(budget_ms: float) -> list[dict[str, float]]:
             "entropy": 0.7,
             "temperature": 5.0 / (epoch + 1),
             "multiplier": 0.0,
+            **{name: value * (1.2 - 0.05 * epoch) for name, value in figures.items()},
         }
         for epoch in range(4)
     ]
+
+
+def _tutors(
+    selection: TutorSelection, students: int, teachers: int
+) -> tuple[tuple[float, ...], ...]:
+    generator = torch.Generator().manual_seed(0)
+    if selection == "searched":
+        logits = 1.5 * torch.randn(students, teachers, generator=generator)
+        found = torch.softmax(logits, dim=1)
+    else:
+        found = fixed_tutors(selection, students, teachers, generator)
+    return tuple(tuple(row) for row in found.tolist())
 
 
 def make_run(run: Path, case: Case) -> Path:
@@ -212,33 +237,40 @@ def make_run(run: Path, case: Case) -> Path:
 
     epochs = _epochs(3 if case.teacher_trained else 0)
     folder("teacher", "teacher", {"result.json": _trained(0.7), "history.json": epochs})
+    space = case.space
+    genotype = space.genotype_of_choices(case.choices)
+    layers = space.supernet().tap_names
     record = SearchRecord(
-        space=SPEC,
+        space=space.spec,
         target="onnxruntime-cpu",
         budget_ms=budget_ms,
         expected_ms=0.9 * budget_ms,
-        log_probabilities=((math.log(0.7), math.log(0.3)), (math.log(0.4), math.log(0.6))),
-        tutor_probabilities=((0.8, 0.2), (0.3, 0.7), (0.5, 0.5)),
-        student_layers=STUDENT_LAYERS,
+        budgets=Budgets(latency_ms=budget_ms, **case.budgets),
+        log_probabilities=case.log_probabilities,
+        tutor_probabilities=_tutors(case.selection, len(layers), len(case.teacher_layers)),
+        selection=case.selection,
+        student_layers=layers,
         teacher_layers=case.teacher_layers,
         attention_size=4,
         seed=0,
     )
-    folder("search", "search", {"search.json": record, "history.json": _search_history(budget_ms)})
-    genotype = SPACE.genotype(case.widths)
+    history = _search_history(budget_ms, case.figures)
+    folder("search", "search", {"search.json": record, "history.json": history})
+    layers = space.network(genotype).tap_names
     derivation = Derivation(
         genotype=genotype,
-        space=SPEC,
+        space=space.spec,
         target="onnxruntime-cpu",
         threads=1,
         budget_ms=budget_ms,
         predicted_ms=0.8 * budget_ms,
         measured_ms=0.82 * budget_ms if case.measured_when_derived else None,
-        macs=SPACE.macs(genotype),
-        params=SPACE.parameters(genotype),
-        student_layers=STUDENT_LAYERS,
+        macs=space.macs(genotype),
+        params=space.parameters(genotype),
+        student_layers=layers,
         teacher_layers=case.teacher_layers,
-        tutor_weights=record.tutor_weights,
+        tutor_weights=record.tutor_weights_of(layers),
+        selection=case.selection,
         attention_size=4,
         attempts=(),
         table_sha256=sha256_of_file(table),
@@ -248,7 +280,7 @@ def make_run(run: Path, case: Case) -> Path:
     folder("network", "train", {"result.json": _trained(0.65), "history.json": _epochs(4)})
     card = {
         "opset": 20,
-        "image_shape": SPEC.image_shape,
+        "image_shape": space.spec.image_shape,
         "class_names": case.class_names,
         "data": DataConfig(),
         "seed": 0,

@@ -25,7 +25,7 @@ PICTURES = (
     "stack",
     "predictions",
     "search",
-    "widths",
+    "options",
     "tutors",
     "attacks",
     "training",
@@ -192,12 +192,12 @@ def test_subset_of_square_is_named_with_its_size(new_run: NewRun) -> None:
 
 
 def test_milliseconds_for_slow_networks_and_eps_as_configured(new_run: NewRun) -> None:
-    run = new_run(scale=1000.0, threat=ThreatModel(eps="8/255"), widths=(4, 16))
+    run = new_run(scale=1000.0, threat=ThreatModel(eps="8/255"), choices=(1, 0))
     text = text_of(page_from_run(run))
     assert "50.0 ms" in text
     assert "µs" not in text
     assert "8/255 (0.0314)" in text
-    assert "0 of 2 blocks got their likeliest width" in text
+    assert "0 of 2 blocks got their likeliest option: the others gave way to the budget." in text
 
 
 def test_table_from_elsewhere_is_read(new_run: NewRun, tmp_path: Path) -> None:

@@ -237,6 +237,23 @@ def test_a_bound_on_memory_drives_what_exceeds_it_out(
     assert len(space.options) == 3
 
 
+@pytest.mark.parametrize("name", ["macs", "params"])
+def test_macs_and_parameters_are_held_like_any_other_cost(
+    small_spec: ChannelSpec, table_of: TableMaker, name: str
+) -> None:
+    costs = costs_of(small_spec, table_of)
+    low, high = getattr(costs, name).range()
+    divisor, budget, figure = {
+        "macs": (1e6, "macs_m", "expected_macs_m"),
+        "params": (1e3, "params_k", "expected_params_k"),
+    }[name]
+    bound = (low + 0.5 * (high - low)) / divisor
+    bounds: dict[str, float] = {budget: bound}
+    _, figures = search_in_small(costs, Budgets(latency_ms=1e9, **bounds))
+    assert figures[figure] == pytest.approx(bound, rel=0.03)
+    assert figures[f"{name}_multiplier"] > 0 == figures["multiplier"]
+
+
 def test_what_the_runtime_refuses_is_driven_out_without_any_other_bound(
     small_spec: ChannelSpec, table_of: TableMaker
 ) -> None:
@@ -251,7 +268,7 @@ def test_the_state_of_all_multipliers_survives_the_round_trip(
     small_spec: ChannelSpec, table_of: TableMaker
 ) -> None:
     costs = costs_of(small_spec, table_of, refuse_widest=True)
-    asked = Budgets(latency_ms=0.01, weights_kib=0.01, energy_mj=0.001)
+    asked = Budgets(latency_ms=0.01, weights_kib=0.01, energy_mj=0.001, macs_m=0.001, params_k=0.01)
     even = [torch.full((len(each),), 1 / len(each)) for each in costs.space.options]
     first, second = HeldBudgets(costs, asked), HeldBudgets(costs, asked)
     for _ in range(3):
@@ -259,4 +276,11 @@ def test_the_state_of_all_multipliers_survives_the_round_trip(
     assert first.figures(even) != second.figures(even)
     second.load_state_dict(first.state_dict())
     assert first.figures(even) == second.figures(even)
-    assert set(first.state_dict()) == {"latency", "weights", "energy", "forbidden"}
+    assert set(first.state_dict()) == {
+        "latency",
+        "weights",
+        "energy",
+        "macs",
+        "params",
+        "forbidden",
+    }

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,7 +16,9 @@ from hwnas.core.errors import BudgetError, LatencyTableError
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype, check_budgets
-from hwnas.search.feasible import latency_range_ms, no_network
+from hwnas.search.feasible import latency_range_ms, no_network, with_finite_latency
+from hwnas.search.front import score_of_choices
+from hwnas.search.program import SCORE_GAP
 from hwnas.space.chain_space import ChainSpace, all_genotypes
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
@@ -33,9 +37,6 @@ if TYPE_CHECKING:
 
     TableMaker = Callable[..., LatencyTable]
     Scores = list[NDArray[np.float64]]
-
-# HiGHS stops at a gap of 1e-6 in the score.
-GAP = 2e-6
 
 seeds = st.integers(0, 2**32)
 spaces = st.lists(
@@ -85,13 +86,13 @@ def scores_of(space: ChainSpace, seed: int, *, whole: bool = False) -> Scores:
 
 
 def score(space: ChainSpace, genotype: Genotype, scores: Scores) -> float:
-    choices = space.choices(genotype)
-    return float(sum(each[choice] for each, choice in zip(scores, choices, strict=True)))
+    return score_of_choices(scores, space.choices(genotype))
 
 
-def best_by_force(costs: SpaceCosts, scores: Scores, budget_ms: float) -> float:
+def best_by_force(costs: SpaceCosts, scores: Scores, budget_ms: float) -> tuple[float, float]:
+    """The highest score, and the least latency with it, negative."""
     return max(
-        score(costs.space, genotype, scores)
+        (score(costs.space, genotype, scores), -costs.latency.predict_ms(genotype))
         for genotype in all_genotypes(costs.space)
         if costs.latency.predict_ms(genotype) <= budget_ms
     )
@@ -107,9 +108,11 @@ def test_the_optimum_is_that_of_trying_all(
     low, high = costs.latency.range_ms()
     budget_ms = low + fraction * (high - low)
     found = best_genotype(costs, scores, within(budget_ms))
-    assert costs.latency.predict_ms(found) <= budget_ms
-    best = best_by_force(costs, scores, budget_ms)
-    assert score(space, found, scores) == pytest.approx(best, abs=GAP)
+    # To the last bit, and of equal ones the fastest.
+    assert best_by_force(costs, scores, budget_ms) == (
+        score(space, found, scores),
+        -costs.latency.predict_ms(found),
+    )
 
 
 @settings(max_examples=40)
@@ -123,8 +126,7 @@ def test_a_budget_that_is_a_networks_very_latency_is_met_by_it(
     budget_ms = costs.latency.predict_ms(genotypes[seed % len(genotypes)])
     found = best_genotype(costs, scores, within(budget_ms))
     assert costs.latency.predict_ms(found) <= budget_ms
-    best = best_by_force(costs, scores, budget_ms)
-    assert score(space, found, scores) == pytest.approx(best, abs=GAP)
+    assert score(space, found, scores) == best_by_force(costs, scores, budget_ms)[0]
 
 
 @settings(max_examples=40)
@@ -193,13 +195,27 @@ def test_a_budget_is_held_to_the_last_digit(
             return 10.0 if key.kind == "stem" else 0.0
         return costs_us[3 - key.out_shape[0]]
 
-    monkeypatch.setattr("hwnas.search.derive._EXCLUSIONS", exclusions)
+    monkeypatch.setattr("hwnas.search.program._EXCLUSIONS", exclusions)
     costs = SpaceCosts(THREE, table_of(THREE, cost_us))
     budget_ms = costs.latency.predict_ms(THREE.genotype_of_choices([budget_of]))
     genotype = best_genotype(costs, [np.array([0.0, -1.0, -2.0])], within(budget_ms))
     assert costs.latency.predict_ms(genotype) <= budget_ms
     if exclusions == 8:
         assert THREE.choices(genotype) == (found,)
+
+
+def test_where_there_are_too_many_labels_the_integer_program_answers_and_that_is_said(
+    table_of: TableMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = ChannelSpace(CHANNEL_SPACES["rnas-cl-xs"])
+    costs = costs_of(space, table_of, 0)
+    scores = scores_of(space, 0)
+    budget_ms = float(np.mean(costs.latency.range_ms()))
+    expected = best_genotype(costs, scores, within(budget_ms))
+    monkeypatch.setattr("hwnas.search.labels.MAX_CANDIDATES", {1: 5, 2: 5})
+    with caplog.at_level(logging.WARNING):
+        assert best_genotype(costs, scores, within(budget_ms)) == expected
+    assert "more than 5 partial networks are left" in caplog.text
 
 
 def test_more_budget_never_gives_less(table_of: TableMaker) -> None:
@@ -209,7 +225,7 @@ def test_more_budget_never_gives_less(table_of: TableMaker) -> None:
     low, high = costs.latency.range_ms()
     found = [best_genotype(costs, scores, within(each)) for each in np.linspace(low, high, 12)]
     values = [score(space, genotype, scores) for genotype in found]
-    assert all(after >= before - GAP for before, after in itertools.pairwise(values))
+    assert values == sorted(values)
     assert values[-1] > values[0]
 
 
@@ -252,7 +268,7 @@ def test_the_published_space_is_solved_in_a_second(table_of: TableMaker, fractio
                 other = (*choices[:block], first, second, *choices[block + 2 :])
                 genotype = space.genotype_of_choices(other)
                 if costs.latency.predict_ms(genotype) <= budget_ms:
-                    assert score(space, genotype, scores) <= best + GAP
+                    assert score(space, genotype, scores) <= best
 
 
 @pytest.mark.parametrize("budget_ms", [0.0, -1.0, float("nan"), float("inf"), float("-inf")])
@@ -284,13 +300,14 @@ WITH_SKIPS = MBConvSpace(
         classes=3,
         stem=4,
         stem_stride=1,
-        stages=(MBConvStage(blocks=2, width=4), MBConvStage(blocks=3, width=8, stride=2)),
+        stages=(MBConvStage(blocks=2, widths=(4,)), MBConvStage(blocks=3, widths=(8,), stride=2)),
         kernels=(3,),
         expansions=(1, 2),
         se=(False,),
     )
 )
-EVERY_BUDGET = ("memory_kib", "weights_kib", "energy_mj")
+EVERY_BUDGET = ("memory_kib", "weights_kib", "energy_mj", "macs_m", "params_k")
+FROM_THE_TABLE = EVERY_BUDGET[:3]
 
 
 def filled(
@@ -342,6 +359,8 @@ def taken(costs: SpaceCosts, genotype: Genotype) -> dict[str, float]:
         "memory_kib": figures.memory_kib,
         "weights_kib": figures.weights_kib,
         "energy_mj": figures.uncalibrated_energy_mj,
+        "macs_m": costs.space.macs(genotype) / 1e6,
+        "params_k": sum(map(costs.space.parameters_of, costs.space.operators_of(genotype))) / 1e3,
     }
 
 
@@ -364,10 +383,11 @@ def runs(costs: SpaceCosts) -> list[Genotype]:
 
 @pytest.mark.parametrize(
     "bounded",
-    [names for count in range(4) for names in itertools.combinations(EVERY_BUDGET, count)],
+    [names for count in range(3) for names in itertools.combinations(EVERY_BUDGET, count)]
+    + [FROM_THE_TABLE, EVERY_BUDGET],
     ids="+".join,
 )
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(space=st.one_of(spaces, st.just(WITH_SKIPS)), seed=seeds, data=st.data())
 def test_within_any_budgets_the_optimum_is_that_of_trying_all(
     table_of: TableMaker,
@@ -406,7 +426,8 @@ def test_within_any_budgets_the_optimum_is_that_of_trying_all(
     found = best_genotype(costs, scores, budgets)
     assert found in meeting
     best = max(score(space, genotype, scores) for genotype in meeting)
-    assert score(space, found, scores) == pytest.approx(best, abs=GAP)
+    # HiGHS, which is left more than two budgets to, may stop that far below the best.
+    assert score(space, found, scores) == pytest.approx(best, abs=2 * SCORE_GAP)
 
 
 def test_every_budget_takes_something_away(table_of: TableMaker) -> None:
@@ -426,6 +447,7 @@ def test_every_budget_takes_something_away(table_of: TableMaker) -> None:
 
 @pytest.mark.parametrize(("name", "unit"), [
     ("memory_kib", "KiB of activations"), ("weights_kib", "KiB of weights"), ("energy_mj", "mJ"),
+    ("macs_m", "million multiply-accumulates"), ("params_k", "thousand parameters"),
 ])  # fmt: skip
 def test_a_budget_below_all_networks_names_both_ends_of_each(
     table_of: TableMaker, name: str, unit: str
@@ -443,6 +465,8 @@ def test_a_budget_below_all_networks_names_both_ends_of_each(
         assert f"(networks take {fastest:.4g} to {slowest:.4g} ms)" in caught.value.message
         assert f"at least {low:.4g} {unit}" in caught.value.hint
     assert ("uncalibrated" in caught.value.message) == (name == "energy_mj")
+    of_the_space = name in ("macs_m", "params_k")
+    assert ("on this target" in caught.value.message) != of_the_space
     bad: dict[str, float] = {name: -1.0}
     with pytest.raises(BudgetError, match=r"positive number of .*, not -1\.0"):
         check_budgets(costs, Budgets(latency_ms=9e9, **bad))
@@ -504,11 +528,12 @@ def test_where_no_single_budget_binds_that_is_said(table_of: TableMaker) -> None
 
 def test_a_budget_on_what_the_table_does_not_tell_is_refused(table_of: TableMaker) -> None:
     costs = costs_of(THREE, table_of, 0)
-    for name in EVERY_BUDGET:
+    for name in FROM_THE_TABLE:
         bounds: dict[str, float] = {name: 1e9}
         with pytest.raises(LatencyTableError, match="does not tell"):
             check_budgets(costs, Budgets(latency_ms=9e9, **bounds))
-    check_budgets(costs, Budgets(latency_ms=9e9))
+    # Multiply-accumulates and parameters the space knows.
+    check_budgets(costs, Budgets(latency_ms=9e9, macs_m=1e9, params_k=1e9))
 
 
 def test_a_place_between_the_ends_is_one_among_networks_within_the_memory(
@@ -523,6 +548,10 @@ def test_a_place_between_the_ends_is_one_among_networks_within_the_memory(
     assert latency_range_ms(costs, bound) == pytest.approx((min(times), max(times)), rel=1e-12)
     with pytest.raises(BudgetError, match="KiB of activations"):
         latency_range_ms(costs, low * 0.99)
+    # Without a bound on latency the slowest of these is it; a bound is left as it is.
+    free = with_finite_latency(costs, Budgets(latency_ms=math.inf, memory_kib=bound))
+    assert free == Budgets(latency_ms=max(times), memory_kib=bound)
+    assert with_finite_latency(costs, within_ms := Budgets(latency_ms=1.0)) is within_ms
 
 
 def test_the_published_space_is_solved_in_seconds_under_all_budgets(table_of: TableMaker) -> None:
@@ -532,6 +561,7 @@ def test_the_published_space_is_solved_in_seconds_under_all_budgets(table_of: Ta
     best = best_genotype(costs, scores, Budgets(latency_ms=9e9))
     bounds = {name: 0.9 * value for name, value in taken(costs, best).items()}
     bounds["memory_kib"] = max(bounds["memory_kib"], costs.memory_range_kib()[0])
+    assert len(bounds) == 6
     start = time.perf_counter()
     found = best_genotype(costs, scores, Budgets(**bounds))
     assert time.perf_counter() - start < 10

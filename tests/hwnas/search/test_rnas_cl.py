@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hwnas.core.decoding import decode_json, encode_json
+from hwnas.core.decoding import encode_json
 from hwnas.core.errors import (
     BudgetError,
     ConfigError,
@@ -21,7 +21,7 @@ from hwnas.data.sources import DataConfig
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype
-from hwnas.search.records import SearchRecord
+from hwnas.search.records import SearchRecord, read_search
 from hwnas.search.rnas_cl import SearchConfig, SearchOutcome, search_supernet
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.space.operators import macs_of_operator
@@ -287,7 +287,7 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(
         test=searcher.data.train,
         class_names=searcher.data.class_names,
     )
-    with pytest.raises(DataError, match="at least two images"):
+    with pytest.raises(DataError, match="the validation split of one has 1 images"):
         searcher.run(tmp_path / "c", data=one)
     assert list(tmp_path.iterdir()) == []
 

@@ -2,20 +2,27 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.blocks import InvertedResidual
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.genotype import Genotype
+from hwnas.space.mbconv_resize import Resize
 from hwnas.space.mbconv_space import MBConvSpace
 from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec, MBConvStage
 from hwnas.space.operators import module_of_operator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    MacCounter = Callable[[nn.Module, torch.Tensor], int]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,37 +35,74 @@ SMALL = MBConvSpace(
         stem=6,
         stem_stride=2,
         stages=(
-            MBConvStage(blocks=2, width=6),
-            MBConvStage(blocks=3, width=10, stride=2),
-            MBConvStage(blocks=1, width=10),
+            MBConvStage(blocks=2, widths=(6,)),
+            MBConvStage(blocks=3, widths=(10,), stride=2),
+            MBConvStage(blocks=1, widths=(10,)),
         ),
         kernels=(3, 5),
         expansions=(1, 4),
     )
 )
-CHOICES = st.tuples(*(st.integers(0, len(options) - 1) for options in SMALL.options))
+# Widths too: a shortcut from the stem, none, and between stages; stages of one, two and three.
+WIDE = MBConvSpace(
+    replace(
+        SMALL.spec,
+        name="wide",
+        stages=(
+            MBConvStage(blocks=2, widths=(9, 6)),
+            MBConvStage(blocks=3, widths=(16, 12, 10), stride=2),
+            MBConvStage(blocks=2, widths=(12, 10)),
+            MBConvStage(blocks=2, widths=(12,)),
+        ),
+    )
+)
+SPACES = {"one width": SMALL, "widths": WIDE}
+
+
+@st.composite
+def drawn(draw: st.DrawFn, space: MBConvSpace | None = None) -> tuple[MBConvSpace, tuple[int, ...]]:
+    """A space, and an option of each of its blocks."""
+    space = space or draw(st.sampled_from(list(SPACES.values())))
+    return space, tuple(draw(st.integers(0, len(each) - 1)) for each in space.options)
 
 
 # Genotypes
 
 
-@given(choices=CHOICES)
-def test_choices_and_genotypes_are_the_same_thing(choices: tuple[int, ...]) -> None:
-    genotype = SMALL.genotype_of_choices(choices)
-    assert SMALL.choices(genotype) == choices
-    assert SMALL.genotype(list(genotype.blocks)) == genotype
-    assert hash(SMALL.genotype(genotype.blocks)) == hash(genotype)
-    assert genotype.widths == (6, 6, 10, 10, 10, 10)
+@given(drawn())
+def test_choices_and_genotypes_are_the_same_thing(
+    case: tuple[MBConvSpace, tuple[int, ...]],
+) -> None:
+    space, choices = case
+    genotype = space.genotype_of_choices(choices)
+    assert space.choices(genotype) == choices
+    assert space.genotype(list(genotype.blocks)) == genotype
+    assert hash(space.genotype(genotype.blocks)) == hash(genotype)
+
+
+def test_widths_are_those_of_the_stage_or_of_the_name() -> None:
+    assert SMALL.largest.widths == SMALL.smallest.widths == (6, 6, 10, 10, 10, 10)
+    blocks = ["k3-e1-w9", "skip-w6", "k5-e4-se-w12", "k3-e4-w16", "skip-w10", "k3-e1-w10",
+              "skip-w12", "k3-e4", "skip"]  # fmt: skip
+    genotype = WIDE.genotype(blocks)
+    assert genotype.widths == (9, 6, 12, 16, 10, 10, 12, 12, 12)
+    assert genotype.label == " ".join(blocks)
 
 
 def test_the_corners_cost_the_most_and_the_least() -> None:
     assert SMALL.largest.blocks == ("k5-e4-se",) * 6
     assert SMALL.smallest.blocks == ("k3-e1", "skip", "k3-e1", "skip", "skip", "k3-e1")
+    assert WIDE.largest.widths == (9, 9, 16, 16, 16, 12, 12, 12, 12)
+    assert WIDE.smallest.blocks == (
+        "k3-e1-w6", "skip-w6", "k3-e1-w10", "skip-w10", "skip-w10", "k3-e1-w10", "skip-w10",
+        "k3-e1", "skip",
+    )  # fmt: skip
     generator = np.random.default_rng(0)
-    for _ in range(50):
-        genotype = SMALL.random_genotype(generator)
-        for count in (SMALL.macs, SMALL.parameters):
-            assert count(SMALL.smallest) <= count(genotype) <= count(SMALL.largest)
+    for space in SPACES.values():
+        for _ in range(15):
+            genotype = space.random_genotype(generator)
+            for count in (space.macs, space.parameters):
+                assert count(space.smallest) <= count(genotype) <= count(space.largest)
 
 
 def test_random_genotypes_take_every_option_about_as_often() -> None:
@@ -86,6 +130,7 @@ def test_all_genotypes_are_all_and_each_once() -> None:
         ([], "small has 6 searched blocks, not 0", ""),
         (["k3-e1"] * 5 + ["k3-e2"], "block 6 of small cannot be `k3-e2`", "did you mean `k3-e"),
         (["skip"] + ["k3-e1"] * 5, "block 1 of small cannot be `skip`", "its options are k5-e4-se"),
+        (["k3-e1-w6"] * 6, "block 1 of small cannot be `k3-e1-w6`", "did you mean `k3-e1"),
     ],
 )
 def test_blocks_that_the_space_does_not_have_are_refused(
@@ -98,6 +143,14 @@ def test_blocks_that_the_space_does_not_have_are_refused(
     for use in (SMALL.choices, SMALL.network, SMALL.macs, SMALL.parameters, SMALL.operators_of):
         with pytest.raises(ConfigError, match=says):
             use(genotype)
+
+
+def test_the_nearest_of_an_option_with_a_width_has_one() -> None:
+    blocks = list(WIDE.smallest.blocks)
+    for name, nearest in (("skip", "skip-w"), ("k5-e4-se-w13", "k5-e4-se-w1")):
+        with pytest.raises(ConfigError, match=f"block 4 of wide cannot be `{name}`") as caught:
+            WIDE.genotype([*blocks[:3], name, *blocks[4:]])
+        assert caught.value.hint.startswith(f"did you mean `{nearest}")
 
 
 @pytest.mark.parametrize("choices", [(8, 0, 0, 0, 0, 0), (0, 9, 0, 0, 0, 0), (0, -1, 0, 0, 0, 0)])
@@ -127,39 +180,79 @@ def test_a_named_space_has_its_operators(name: str) -> None:
     operators = space.operators()
     # A stage's first block and all its others: 18 each. And the stem and the head.
     assert len({operator.key for operator in operators}) == len(operators) == 5 * 2 * 18 + 2
+    assert all(operator.key.kind != "resize" for operator in operators)
     assert [len(options) for options in space.options] == [18, 19] + [18, 19, 19] * 4
     smallest = {key.in_shape[1:] for key in space.operators_of(space.smallest)[-2:]}
     assert smallest <= {(4, 4), (7, 7), (8, 8), (14, 14)}
 
 
-@given(choices=CHOICES)
-def test_a_network_runs_operators_of_its_space(choices: tuple[int, ...]) -> None:
-    genotype = SMALL.genotype_of_choices(choices)
-    keys = SMALL.operators_of(genotype)
-    assert set(keys) <= {operator.key for operator in SMALL.operators()}
-    run = [block for block in genotype.blocks if block != "skip"]
-    assert [key.kind for key in keys] == ["stem", *["mbconv"] * len(run), "head"]
-    for block, key in zip(run, keys[1:-1], strict=True):
+@given(drawn())
+def test_a_network_runs_operators_of_its_space(case: tuple[MBConvSpace, tuple[int, ...]]) -> None:
+    space, choices = case
+    genotype = space.genotype_of_choices(choices)
+    keys = space.operators_of(genotype)
+    assert set(keys) <= {operator.key for operator in space.operators()}
+    blocks = zip(genotype.blocks, (6, *genotype.widths), genotype.widths, strict=False)
+    run = [each for each in blocks if "skip" not in each[0] or each[1] != each[2]]
+    kinds = ["resize" if "skip" in block else "mbconv" for block, _, _ in run]
+    assert [key.kind for key in keys] == ["stem", *kinds, "head"]
+    for (block, width_in, width), key in zip(run, keys[1:-1], strict=True):
+        assert (key.in_shape[0], key.out_shape[0]) == (width_in, width)
+        if key.kind == "resize":
+            assert (key.kernel, key.stride, key.hidden, key.variant) == (0, 1, 0, "")
+            assert key.in_shape[1:] == key.out_shape[1:]
+            continue
         assert f"k{key.kernel}-" in block
-        assert block.endswith("-se") == (key.variant == "hswish-se")
+        assert ("-se" in block) == (key.variant == "hswish-se")
         assert ("-e1" in block) == (key.hidden == 0)
     for before, after in itertools.pairwise(keys):
         assert before.out_shape == after.in_shape
 
 
-def test_transitions_hold_every_operator_and_no_other() -> None:
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_transitions_hold_every_operator_and_no_other(space: MBConvSpace) -> None:
     generator = np.random.default_rng(0)
     by_networks = {
-        key for _ in range(500) for key in SMALL.operators_of(SMALL.random_genotype(generator))
+        key for _ in range(1_500) for key in space.operators_of(space.random_genotype(generator))
     }
-    in_links = {key for link in SMALL.transitions for row in link for key in row}
-    listed = [operator.key for operator in SMALL.operators()]
+    in_links = {key for link in space.transitions for row in link for key in row}
+    listed = [operator.key for operator in space.operators()]
     assert by_networks == in_links - {None} == set(listed)
     assert len(listed) == len(by_networks)
-    sizes = [1, 1, *(len(options) for options in SMALL.options), 1]
-    assert [(len(link), len(link[0])) for link in SMALL.transitions] == list(
+    sizes = [1, 1, *(len(options) for options in space.options), 1]
+    assert [(len(link), len(link[0])) for link in space.transitions] == list(
         itertools.pairwise(sizes)
     )
+
+
+def test_a_skip_runs_nothing_just_where_widths_are_equal() -> None:
+    before, here = WIDE.options[2], WIDE.options[3]
+    link = WIDE.transitions[4]
+    for name_before, row in zip(before, link, strict=True):
+        for name, key in zip(here, row, strict=True):
+            if not name.startswith("skip"):
+                assert key is not None
+                continue
+            width_in, width = (int(each.rpartition("-w")[2]) for each in (name_before, name))
+            assert (key is None) == (width_in == width)
+            if key is not None:
+                assert str(key) == f"resize {width_in}x4x3->{width}x4x3 k0 s1 h0 b1 fp32"
+
+
+# At 32 pixels stem and first stage share a width and a stride, so that 36 operators are the same.
+@pytest.mark.parametrize(("name", "count"), [("mbconv-32-widths", 792), ("mbconv-224-widths", 828)])
+def test_a_named_space_with_widths_has_a_table_of_moderate_size(name: str, count: int) -> None:
+    space = MBConvSpace(MBCONV_SPACES[name])
+    keys = [operator.key for operator in space.operators()]
+    assert len(set(keys)) == len(keys) == count
+    # From each width of a stage to each other one.
+    assert sum(key.kind == "resize" for key in keys) == 4 * 2 + 3 * 2
+    assert [len(options) for options in space.options] == [
+        36, 38, *(36, 38, 38) * 3, 54, 57, 57,
+    ]  # fmt: skip
+    plain = MBConvSpace(MBCONV_SPACES[name.removesuffix("-widths")])
+    assert {operator.key for operator in plain.operators()} <= set(keys)
+    assert space.macs(space.largest) == plain.macs(plain.largest)
 
 
 def test_operators_of_another_batch_and_precision_are_other_operators() -> None:
@@ -175,23 +268,59 @@ def test_operators_of_another_batch_and_precision_are_other_operators() -> None:
 # Networks
 
 
-@settings(max_examples=25)
-@given(choices=CHOICES)
-def test_operators_composed_compute_what_the_network_computes(choices: tuple[int, ...]) -> None:
-    genotype = SMALL.genotype_of_choices(choices)
-    network = SMALL.network(genotype).eval()
-    run = [block for block in network.blocks if isinstance(block, InvertedResidual)]
-    features = images = torch.rand(2, *SMALL.spec.image_shape)
+@settings(max_examples=40)
+@given(drawn())
+def test_operators_composed_compute_what_the_network_computes(
+    case: tuple[MBConvSpace, tuple[int, ...]],
+) -> None:
+    space, choices = case
+    genotype = space.genotype_of_choices(choices)
+    network = space.network(genotype).eval()
+    run = [block for block in network.blocks if not isinstance(block, nn.Identity)]
+    features = images = torch.rand(2, *space.spec.image_shape)
     parts = [network.stem, *run, network.head]
     with torch.no_grad():
-        for key, part in zip(SMALL.operators_of(genotype), parts, strict=True):
+        for key, part in zip(space.operators_of(genotype), parts, strict=True):
             assert tuple(features.shape[1:]) == key.in_shape
             module = module_of_operator(key)
             module.load_state_dict(part.state_dict())  # same names, same shapes
             features = module(features)
         torch.testing.assert_close(features, network(images))
     assert features.shape == (2, 4)
-    assert SMALL.parameters(genotype) == sum(each.numel() for each in network.parameters())
+    keys = space.operators_of(genotype)
+    counted = sum(each.numel() for each in network.parameters())
+    assert space.parameters(genotype) == counted == sum(map(space.parameters_of, keys))
+
+
+@settings(max_examples=15)
+@given(drawn(WIDE))
+def test_macs_are_those_that_happen(
+    counted_macs: MacCounter, case: tuple[MBConvSpace, tuple[int, ...]]
+) -> None:
+    space, choices = case
+    genotype = space.genotype_of_choices(choices)
+    image = torch.rand(1, *space.spec.image_shape)
+    assert space.macs(genotype) == counted_macs(space.network(genotype), image)
+
+
+def test_layers_that_may_learn_are_those_of_blocks_that_are_run() -> None:
+    network = WIDE.network(WIDE.smallest)  # of skips alone, where they can be
+    kinds = [type(block) for block in network.blocks]
+    assert [kinds.count(each) for each in (nn.Identity, Resize)] == [5, 0]
+    assert network.tap_names == (
+        "stem",
+        *(
+            f"block{block}.{part}"
+            for block in (1, 3, 6, 8)
+            for part in ("expand", "depthwise", "project")
+        ),
+    )
+    taps: list[torch.Tensor] = []
+    network.eval()(torch.rand(1, *WIDE.spec.image_shape), taps)
+    assert len(taps) == len(network.tap_names)
+    resized = WIDE.genotype(["k3-e1-w9", "skip-w6", *WIDE.smallest.blocks[2:]])
+    assert WIDE.network(resized).tap_names == network.tap_names
+    assert isinstance(WIDE.network(resized).blocks[1], Resize)
 
 
 def test_a_blocks_weights_have_one_name_whatever_is_skipped_before_it() -> None:

@@ -27,7 +27,7 @@ SMALL = MBConvSpace(
         classes=5,
         stem=12,
         stem_stride=1,
-        stages=(MBConvStage(blocks=2, width=20, stride=2),),
+        stages=(MBConvStage(blocks=2, widths=(20,), stride=2),),
     )
 )
 

@@ -70,7 +70,7 @@ def test_an_unknown_space_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         space_spec("?")
     assert caught.value.hint.startswith("known: rnas-cl-xs")
-    assert caught.value.hint.endswith("mbconv-32, mbconv-224")
+    assert caught.value.hint.endswith("mbconv-32-widths, mbconv-224-widths")
 
 
 @pytest.mark.parametrize(

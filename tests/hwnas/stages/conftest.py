@@ -39,7 +39,9 @@ SETTINGS: dict[str, Any] = {
     "table": {"networks": 3, "holdout": 3, "timing": QUICK, "network_timing": QUICK},
     "teacher": {"width": 8, "blocks": [1, 1], "epochs": 2, "attack_steps": 1},
     "search": {"epochs": 2, "warmup_epochs": 1, "attention_size": 4},
-    "train": {"epochs": 2, "attack_steps": 1},
+    # In fewer steps the statistics of batch normalization stay near their first values, where so deep
+    # a network gives the same logits for all images.
+    "train": {"epochs": 6, "attack_steps": 1},
     "verify": {
         "square_queries": 30,
         "square_samples": 50,
@@ -51,6 +53,37 @@ SETTINGS: dict[str, Any] = {
         },
     },
 }
+
+
+USERS_CODE = """
+from torch import nn
+
+from hwnas.space.user_parts import Follows, Searched
+
+
+def conv(kernel):
+    return lambda width_in, width_out: nn.Sequential(
+        nn.Conv2d(width_in, width_out, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(width_out),
+        nn.ReLU(),
+    )
+
+
+def head(classes):
+    return lambda width: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
+    )
+
+
+def network(image_shape=(1, 8, 8), classes=10):
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], 8, 3, padding=1),
+        Searched({"conv5": conv(5), "conv3": conv(3)}, widths=(12, 8)),
+        nn.MaxPool2d(2),
+        Searched({"conv3": conv(3), "nothing": None}),
+        Follows(head(classes)),
+    )
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +127,14 @@ def new_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def users_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a user's own space: `user:FILE:network`."""
+    path = tmp_path_factory.mktemp("code") / "users_net.py"
+    path.write_text(USERS_CODE)
+    return path
 
 
 @pytest.fixture(scope="session")

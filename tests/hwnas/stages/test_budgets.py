@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from hwnas.core.artifacts import ManifestDraft, new_artifact
-from hwnas.core.decoding import decode_json, encode_json
+from hwnas.core.decoding import encode_json
 from hwnas.core.errors import BudgetError, ConfigError, LatencyTableError, TargetError
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
-from hwnas.search.records import Derivation, SearchRecord, read_derivation
+from hwnas.search.records import SearchRecord, read_derivation
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.stages import search as search_stage
@@ -60,8 +60,12 @@ class Case:
     def out(self) -> Path:
         return self.folder / "genotype.json"
 
-    def derive(self, *, budget_ms: float = 9e9, measure: bool = False, **options: Any) -> Any:
-        return derive(self.search, self.table, budget_ms, self.out, measure=measure, **options)
+    def derive(
+        self, *, budget_ms: float | None = 9e9, measure: bool = False, **options: Any
+    ) -> Any:
+        return derive(
+            self.search, self.table, self.out, budget_ms=budget_ms, measure=measure, **options
+        )
 
 
 @pytest.fixture
@@ -84,6 +88,7 @@ def case(small_spec: ChannelSpec, table_of: TableMaker, tmp_path: Path) -> Case:
                     energy=energy_of(10.0 * cost_us(key)),
                 )
             )
+    layers = space.network(space.largest).tap_names
     record = SearchRecord(
         space=small_spec,
         target="onnxruntime-cpu",
@@ -92,8 +97,8 @@ def case(small_spec: ChannelSpec, table_of: TableMaker, tmp_path: Path) -> Case:
         log_probabilities=tuple(
             tuple(-float(index) for index in range(len(options))) for options in space.options
         ),
-        tutor_probabilities=((1.0,),),
-        student_layers=("stem",),
+        tutor_probabilities=((1.0,),) * len(layers),
+        student_layers=layers,
         teacher_layers=("only",),
         attention_size=4,
         seed=0,
@@ -107,7 +112,7 @@ def case(small_spec: ChannelSpec, table_of: TableMaker, tmp_path: Path) -> Case:
 
 def test_what_is_derived_keeps_every_budget_and_records_what_it_takes(case: Case) -> None:
     free = case.derive()
-    assert free.widths == case.costs.space.largest.widths
+    assert free.blocks == case.costs.space.largest.options
     assert (free.memory_budget_kib, free.weights_budget_kib, free.energy_budget_mj) == (None,) * 3
     for name, figure in (
         ("memory_kib", "memory_kib"),
@@ -117,7 +122,7 @@ def test_what_is_derived_keeps_every_budget_and_records_what_it_takes(case: Case
         bound = 0.95 * getattr(free, figure)
         found = case.derive(**{name: bound})
         assert getattr(found, figure) <= bound
-        assert found.widths != free.widths
+        assert found.blocks != free.blocks
         # And it is the likeliest of all that keep it.
         within = [
             each
@@ -139,8 +144,8 @@ def test_a_derivation_without_resources_can_still_be_read(case: Case) -> None:
     case.derive()
     document = json.loads(case.out.read_text())
     del document["resources"]
-    old = decode_json(json.dumps(document), Derivation, source="test")
-    assert old.budgets == Budgets(latency_ms=9e9)
+    case.out.write_text(json.dumps(document))
+    assert read_derivation(case.out).budgets == Budgets(latency_ms=9e9)
 
 
 def test_budgets_that_cannot_be_met_leave_nothing_behind(case: Case) -> None:
@@ -214,7 +219,7 @@ def test_a_network_that_meters_over_its_energy_gives_way(
     assert found.attempts == 2
     assert found.metered_energy_mj == pytest.approx(0.9 * bound)
     assert found.uncalibrated_energy_mj <= 0.9 * bound  # tightened by the tenth that was over
-    assert found.widths != free.widths
+    assert found.blocks != free.blocks
     assert any("(uncalibrated), metered" in message for message in said.messages)
     assert any("not calibrated by whole networks" in message for message in said.messages)
     first, second = read_derivation(case.out).attempts
@@ -230,6 +235,16 @@ def test_without_a_meter_the_uncalibrated_sum_stands_and_that_is_said(
     found = case.derive(energy_mj=9e9, measure=True, progress=said)
     assert found.metered_energy_mj is None
     assert any("there is no meter here" in message for message in said.messages)
+
+
+def test_without_a_bound_on_latency_no_measurement_is_over_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = measured(case, monkeypatch, [1e3], [])
+    found = case.derive(budget_ms=None, params_k=1e6, measure=True, progress=said)
+    assert found.attempts == 1
+    assert found.measured_ms == 1e3
+    assert found.budget_ms == case.costs.latency.range_ms()[1]
 
 
 def test_energy_that_nothing_brings_within_its_budget_is_an_error(
@@ -265,7 +280,20 @@ def test_a_configuration_s_budgets_are_resolved_for_a_space(case: Case) -> None:
     assert tight.latency_ms < high
 
 
-@pytest.mark.parametrize("name", ["memory_kib", "weights_kib", "energy_mj"])
+@pytest.mark.parametrize("name", ["memory_kib", "weights_kib", "energy_mj", "macs_m", "params_k"])
+def test_with_another_bound_that_on_latency_may_be_left_to_the_slowest_network(
+    case: Case, name: str
+) -> None:
+    bounds: dict[str, float] = {name: 1e6}
+    slowest_ms = case.costs.latency.range_ms()[1]
+    assert BudgetConfig(**bounds).resolve(case.costs) == Budgets(latency_ms=slowest_ms, **bounds)
+    with pytest.raises(ConfigError, match="either `ms` or `fraction`"):
+        BudgetConfig(ms=1.0, fraction=0.5, **bounds)
+    with pytest.raises(ConfigError, match="either `ms` or `fraction`"):
+        BudgetConfig()
+
+
+@pytest.mark.parametrize("name", ["memory_kib", "weights_kib", "energy_mj", "macs_m", "params_k"])
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.inf, math.nan])
 def test_a_configured_budget_that_is_no_amount_is_refused(name: str, bound: float) -> None:
     others: dict[str, float] = {name: bound}

@@ -15,7 +15,7 @@ from hwnas.space.mbconv_space import MBConvSpace
 from hwnas.space.mbconv_spec import MBCONV_SPACES
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
-from hwnas.stages.spaces import require_searchable, space_of_table
+from hwnas.stages.spaces import space_of_table
 from hwnas_profilers.records import TableHeader
 from hwnas_profilers.table import LatencyTable
 
@@ -57,9 +57,9 @@ def test_a_table_tells_its_space(name: str, kind: type) -> None:
         ("mbconv-32", {"kernel": 3}, "unknown key `kernel`"),
         ("mbconv-32", {"kernels": [3, 4]}, "a kernel's side is odd"),
         ("mbconv-32", {"se": [0, 1]}, r"se\[0\]: Expected `bool`"),
-        ("mbconv-32", {"stages": [{"blocks": 1, "widths": [8]}]}, "unknown key `widths`"),
+        ("mbconv-32", {"stages": [{"blocks": 1, "width": 8}]}, "unknown key `width`"),
         ("rnas-cl-s3", {"kernels": [3]}, "unknown key `kernels`"),
-        ("rnas-cl-s3", {"kind": "mbconv"}, "unknown key `widths`"),
+        ("rnas-cl-s3", {"kind": "mbconv"}, "unknown key `expansion`"),
     ],
 )
 def test_a_description_that_is_of_no_space_is_refused(
@@ -67,15 +67,6 @@ def test_a_description_that_is_of_no_space_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         space_of_table(table_of_space(name, **changes))
-
-
-def test_a_space_without_a_supernet_is_not_searched() -> None:
-    channels = space_from_spec(space_spec("rnas-cl-xs"))
-    assert require_searchable(channels) is channels
-    with pytest.raises(ConfigError, match="mbconv-32 cannot be searched") as caught:
-        require_searchable(space_from_spec(space_spec("mbconv-32")))
-    assert "rnas-cl-xs, rnas-cl-s3" in caught.value.hint
-    assert "mbconv" not in caught.value.hint
 
 
 def test_a_renamed_space_is_still_its_kind() -> None:

@@ -224,7 +224,7 @@ def test_what_the_table_lacks_is_estimated_where_asked_and_flagged(
     whole = result_of(hwnas(*call))
     assert whole["estimated_operators"] == 0
 
-    first, second = whole["widths"][:2]
+    first, second = whole["blocks"][:2]
     header, *lines = table.read_text().splitlines(keepends=True)
     kept = [
         line
@@ -240,7 +240,7 @@ def test_what_the_table_lacks_is_estimated_where_asked_and_flagged(
     result = result_of(guessed)
     assert result["predicted_ms"] == pytest.approx(whole["predicted_ms"], rel=0.3)
     used = json.loads(out.read_text())["estimated"]
-    if result["widths"][:2] == [first, second]:
+    if result["blocks"][:2] == [first, second]:
         assert result["estimated_operators"] == used["operators"] > 0
         assert result["widest_estimate_percent"] > 0
 

@@ -12,7 +12,8 @@ import torch
 
 from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig
-from hwnas.distill.teacher import Teacher, TeacherNetwork
+from hwnas.distill.teacher import Teacher
+from hwnas.distill.teacher_network import TeacherNetwork
 from hwnas.robustness.threat import ThreatModel
 from hwnas.space.channel_space import ChannelSpace
 from hwnas.training.figures import accuracy, accuracy_and_robustness
@@ -86,7 +87,13 @@ def test_robust_distillation_makes_a_robust_student(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     assert isinstance(robust_teacher.network, TeacherNetwork)
-    teacher = Teacher(robust_teacher.network, robust_teacher.network.tap_names, attention_size=4)
+    teacher = Teacher(
+        robust_teacher.network,
+        robust_teacher.network.tap_names,
+        image_shape=some_digits.image_shape,
+        classes=len(some_digits.class_names),
+        attention_size=4,
+    )
     space = ChannelSpace(small_spec)
 
     def student(robust: Any) -> Judged:
@@ -96,7 +103,7 @@ def test_robust_distillation_makes_a_robust_student(
         network.stem.normalize.set_statistics(*some_digits.pixel_statistics())
         train_student(
             network,
-            [0] * len(network.tap_names),
+            [[1.0, *(0.0,) * (len(teacher.layers) - 1)]] * len(network.tap_names),
             teacher,
             some_digits,
             DataConfig(),

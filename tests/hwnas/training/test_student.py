@@ -29,14 +29,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = TrainConfig(epochs=3, batch=32, attack_steps=2)
 
 
+def rows(tutors: list[int], teacher: Teacher) -> list[list[float]]:
+    """Weights of one tutor per student layer."""
+    return torch.nn.functional.one_hot(torch.tensor(tutors), len(teacher.layers)).float().tolist()
+
+
 class Setting:
     """A student and what it is trained with."""
 
     def __init__(self, space: ChannelSpace, teacher: Teacher, data: ImageData) -> None:
         self.space, self.teacher, self.data = space, teacher, data
-        self.tutors = [
-            index % len(teacher.layers) for index in range(len(self.student().tap_names))
-        ]
+        self.students = len(self.student().tap_names)
+        self.tutors = rows([i % len(teacher.layers) for i in range(self.students)], teacher)
 
     def student(self) -> ChannelNetwork:
         with torch.random.fork_rng(devices=[]):
@@ -66,6 +70,10 @@ class Setting:
 @pytest.fixture
 def setting(small_spec: ChannelSpec, small_teacher: Teacher, few_digits: ImageData) -> Setting:
     return Setting(ChannelSpace(small_spec), small_teacher, few_digits)
+
+
+def without_tutors(setting: Setting) -> list[list[float]]:
+    return [[0.0] * len(row) for row in setting.tutors]
 
 
 def same_state(first: torch.nn.Module, second: torch.nn.Module) -> bool:
@@ -119,8 +127,7 @@ def test_the_attention_weight_draws_a_student_to_its_tutors(
             _, maps = setting.teacher.observe(images)
         size = setting.teacher.attention_size
         every = attention_distances(attention_maps(taps, size), maps)
-        chosen = every[torch.arange(len(every)), torch.tensor(setting.tutors)]
-        distances.append(float(chosen.mean()))
+        distances.append(float((every * torch.tensor(setting.tutors)).sum(1).mean()))
     assert distances[1] < 0.9 * distances[0]
 
 
@@ -128,7 +135,7 @@ def test_the_attention_weight_draws_a_student_to_its_tutors(
     ("changes", "says"),
     [
         ({"inputs": {"teacher": "cd"}}, "teacher: 'ab' -> 'cd'"),
-        ({"tutors": None}, r"tutors: \[0, 1.* -> \[0, 0"),
+        ({"tutors": None}, r"tutors: '\w{16}' -> '\w{16}'"),
         ({"threat": ThreatModel(eps="4/255")}, "eps: 0.03.* -> 0.01"),
         ({"data_config": DataConfig(pad=2)}, "data.pad: 1 -> 2"),
         ({"config": replace(CONFIG, robust="none")}, "robust: 'rslad' -> 'none'"),
@@ -139,10 +146,77 @@ def test_a_checkpoint_of_another_training_is_refused(
 ) -> None:
     setting.train(setting.student(), tmp_path / "c", replace(CONFIG, epochs=1))
     if "tutors" in changes:
-        changes["tutors"] = [0] * len(setting.tutors)
+        changes["tutors"] = without_tutors(setting)
     config = replace(changes.pop("config", CONFIG), epochs=1)
     with pytest.raises(ConfigError, match=says):
         setting.train(setting.student(), tmp_path / "c", config, **changes)
+
+
+class Blind:
+    """A teacher that gives its predictions, and nothing of its layers."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.logits, self.layers = teacher.logits, teacher.layers
+        self.attention_size = teacher.attention_size
+
+    def observe(self, images: torch.Tensor) -> None:
+        raise AssertionError("a layer of the teacher was looked at")
+
+
+@pytest.mark.parametrize("robust", ["rslad", "none"])
+@pytest.mark.parametrize(
+    "changes", [{"tutors": "none"}, {"config": {"attention_weight": 0.0}}], ids=["rows", "weight"]
+)
+def test_without_tutors_no_layer_is_looked_at_and_nothing_else_changes(
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    robust: Any,
+    changes: dict[str, Any],
+) -> None:
+    config = replace(CONFIG, robust=robust, epochs=2, **changes.get("config", {}))
+    tutors = without_tutors(setting) if "tutors" in changes else setting.tutors
+    # A weight so small that all is looked at and no loss is changed, but for rounding on the way.
+    looked, blind = setting.student(), setting.student()
+    tiny = replace(config, attention_weight=1e-12)
+    expected = setting.train(looked, tmp_path / "looked", tiny)
+
+    forward = type(blind).forward
+
+    def tapless(self: ChannelNetwork, images: torch.Tensor, taps: None = None) -> torch.Tensor:
+        assert taps is None
+        return forward(self, images)
+
+    monkeypatch.setattr(type(blind), "forward", tapless)
+    setting.teacher = Blind(setting.teacher)  # type: ignore[assignment]
+    history = setting.train(blind, tmp_path / "blind", config, tutors=tutors)
+    assert [each["loss"] for each in history] == pytest.approx(
+        [each["loss"] for each in expected], rel=5e-3
+    )
+
+
+def test_tutors_may_be_weighed_against_each_other(setting: Setting, tmp_path: Path) -> None:
+    """A layer that learns from all alike is at the mean of what it is with each alone."""
+    config = replace(CONFIG, robust="none", epochs=1, batch=96)  # one step: the first loss
+    layers = len(setting.teacher.layers)
+
+    def first_loss(name: str, weights: list[float]) -> float:
+        tutors = [weights] * setting.students
+        return setting.train(setting.student(), tmp_path / name, config, tutors=tutors)[0]["loss"]
+
+    alone = [
+        first_loss(f"{tutor}", [float(tutor == other) for other in range(layers)])
+        for tutor in range(layers)
+    ]
+    assert len(set(alone)) == layers
+    assert first_loss("all", [1 / layers] * layers) == pytest.approx(sum(alone) / layers)
+
+
+@pytest.mark.parametrize("cut", ["student", "teacher"])
+def test_tutors_of_other_networks_are_refused(setting: Setting, tmp_path: Path, cut: str) -> None:
+    other = setting.tutors[1:] if cut == "student" else [row[1:] for row in setting.tutors]
+    with pytest.raises(ConfigError, match="do not fit a network of 10 and a teacher of 5"):
+        setting.train(setting.student(), tmp_path / "c", tutors=other)
 
 
 def test_a_loss_that_is_no_number_is_found_out(setting: Setting, tmp_path: Path) -> None:

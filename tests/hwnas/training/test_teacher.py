@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hwnas.core.progress import Progress
     from hwnas.data.images import ImageData
-    from hwnas.distill.teacher import TeacherNetwork, TeacherSpec
+    from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
     from hwnas.training.loop import Figures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
