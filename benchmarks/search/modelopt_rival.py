@@ -31,7 +31,7 @@ DEPLOYMENT = {"runtime": "ORT", "accelerator": "CPU", "precision": "fp32", "onnx
 
 
 def main() -> None:
-    """Convert, train, search under a latency in milliseconds, fine-tune and export."""
+    """Convert, train, search under a share of the widest network's latency, fine-tune and export."""
     folder = Path(sys.argv[1])
     # modelopt.py lies beside this file and would be imported in place of the package.
     here = Path(__file__).parent.resolve()
@@ -69,16 +69,17 @@ def run(task: Mapping[str, Any], data: Mapping[str, Tensor], out: Path) -> dict[
     with clocked("space"):
         mode = [("autonas", task["space"])] if task["space"] else "autonas"
         network = mtn.convert(network, mode=mode)
+    dummy = torch.zeros(1, *data["train_images"].shape[1:])
+    own_widest_ms = get_latency(network.eval(), dummy, DEPLOYMENT)
     fit = (data["train_images"], data["train_labels"])
     with clocked("supernet"):
         train_plainly(network, *fit, **task["supernet"], seed=task["seed"])
     images = pixels(data["train_images"])
     batch = task["supernet"]["batch"]
-    dummy = torch.zeros(1, *images.shape[1:])
     with clocked("search"):
         network, state = mtn.search(
             network,
-            constraints={"latency": task["budget_ms"]},
+            constraints={"latency": task["budget"]},
             dummy_input=dummy,
             config={
                 "data_loader": list(images.split(batch)),
@@ -110,6 +111,7 @@ def run(task: Mapping[str, Any], data: Mapping[str, Tensor], out: Path) -> dict[
         "constraints_of_best": {
             name: float(value) for name, value in (state["best"]["constraints"] or {}).items()
         },
+        "own_widest_ms": float(own_widest_ms),
         "own_latency_ms": float(own_ms),
         "widest_params": widest_params,
         "params": parameters(network),

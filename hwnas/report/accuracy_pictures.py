@@ -109,6 +109,9 @@ def training_picture(run: RunFiles) -> Picture:
             f"On {size} validation images {parts} (broken line). The teacher was given, not "
             "trained here."
         )
+    began = run.network.initial_accuracy
+    if began is not None:
+        caption += f" As cut out of the supernet, the network began with {percent(began)} clean."
     alt = f"Training loss and validation accuracy per epoch. On {size} validation images {parts}."
     return picture_from_figure(
         figure,

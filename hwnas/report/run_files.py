@@ -62,6 +62,7 @@ class Trained:
         n: Validation images.
         eps: Size of the perturbation in pixel units.
         steps: PGD steps.
+        initial_accuracy: On validation images, as cut out of the supernet; None elsewhere.
     """
 
     params: int
@@ -70,6 +71,7 @@ class Trained:
     n: int
     eps: float
     steps: int
+    initial_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,9 +124,7 @@ def _synchronized_batch_norm(
     norm.num_batches_tracked.add_(1)
     _update(norm, mean, variance * count / (count - 1).clamp(min=1.0), openness)
     scale = weight * torch.rsqrt(variance + norm.eps)
-    normalized: Tensor = (wide - mean[:, None, None]) * scale[:, None, None] + bias[
-        :, None, None
-    ]
+    normalized: Tensor = (wide - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
     return normalized.to(features.dtype)
 
 

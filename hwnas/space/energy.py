@@ -9,8 +9,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PART = 2**16  # values; a quarter of a mebibyte of them fits the second-level cache of any CPU
-
 
 def channel_energy(features: Tensor, mask: Tensor | None = None) -> Tensor:
     """Sum the squared activations of a layer over its channels.
@@ -58,7 +56,9 @@ class _Observed(torch.autograd.Function):
         rows = _rows(features)
         if mask is not None:
             rows = rows * mask.to(dtype)
-        energy = _norms(rows, dtype).square_()
+        # Sums are wide either way; a CPU would copy all rows to a wider type to give a wider result.
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=dtype if rows.is_cuda else None)
+        energy = norms.to(dtype).square()
         batch, _, height, width = features.shape
         return features.view_as(features), energy.view(batch, height, width)
 
@@ -89,12 +89,3 @@ class _Observed(torch.autograd.Function):
 def _rows(features: Tensor) -> Tensor:
     """Map (B, C, H, W) to (B * H * W, C)."""
     return features.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _norms(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the length of each row, computed in a type that may be wider."""
-    if rows.dtype == dtype or rows.is_cuda or torch.compiler.is_compiling():
-        return torch.linalg.vector_norm(rows, dim=1, dtype=dtype)
-    # On a CPU this would make a wider copy of all rows first. Parts of it stay in the cache.
-    parts = rows.split(max(1, _PART // rows.shape[1]))
-    return torch.cat([torch.linalg.vector_norm(part.to(dtype), dim=1) for part in parts])

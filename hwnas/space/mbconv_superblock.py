@@ -222,7 +222,7 @@ class MBConvSuperblock(nn.Module):
 
         widths = options.sum((0, 1, 2))
         mixed, energies = _mixed(paths), _mean_energies(paths)
-        if self._can_add or self._can_skip:
+        if self._can_add:  # as every block can that can be skipped
             weights = self._passed_on(before, widths, skips).to(features.dtype)
             shortcut = resized(features, len(weights)) * weights[:, None, None]
             mixed = mixed + resized(shortcut, self._width)
@@ -235,16 +235,12 @@ class MBConvSuperblock(nn.Module):
 
     def _passed_on(self, before: Tensor, widths: Tensor, skips: Tensor) -> Tensor:
         """Return how much of each channel of the input is added to the output, (channels,)."""
-        weights = torch.zeros_like(self.widths[0])
-        if self._can_add:
-            # The input was mixed with weights `opened`: what it would be at a given width is that
-            # much more.
-            opened = (before[:, None] * self.widths_in).sum(0)
-            both = (before[:, None] * self.equal * widths).sum(1)  # (widths_in,)
-            weights = weights + (both[:, None] * self.widths_in).sum(0) / opened
-        if self._can_skip:
-            weights = weights + (skips[:, None] * self.widths).sum(0)
-        return weights
+        # The input was mixed with weights `opened`: what it would be at a given width is that much
+        # more.
+        opened = (before[:, None] * self.widths_in).sum(0)
+        both = (before[:, None] * self.equal * widths).sum(1)  # (widths_in,)
+        weights = (both[:, None] * self.widths_in).sum(0) / opened
+        return weights + (skips[:, None] * self.widths).sum(0) if self._can_skip else weights
 
 
 def _factors(excite: SqueezeExcite, features: Tensor, masks: PathMasks) -> Tensor:

@@ -85,6 +85,7 @@ class Case:
     latency: bool = True
     masking: MaskingSigns | None = MASKING
     teacher_trained: bool = True
+    initial_accuracy: float | None = None
     square_samples: int = 100
     threat: ThreatModel = field(default_factory=lambda: ThreatModel(eps=0.1, steps=10))
     space: ChainSpace = SPACE
@@ -277,7 +278,8 @@ def make_run(run: Path, case: Case) -> Path:
         search_sha256=sha256_of_file(run / "search" / "search.json"),
     )
     write_atomically(run / "genotype.json", encode_json(derivation, indent=2))
-    folder("network", "train", {"result.json": _trained(0.65), "history.json": _epochs(4)})
+    trained = _trained(0.65) | {"initial_accuracy": case.initial_accuracy}
+    folder("network", "train", {"result.json": trained, "history.json": _epochs(4)})
     card = {
         "opset": 20,
         "image_shape": space.spec.image_shape,

@@ -185,6 +185,14 @@ def test_given_teacher_has_no_training_curve(new_run: NewRun) -> None:
     assert ">network: training loss<" in page
 
 
+def test_what_the_supernet_gave_is_told_where_training_began_with_it(
+    new_run: NewRun, passed_page: str
+) -> None:
+    said = "As cut out of the supernet, the network began with 41.0 % clean."
+    assert said in text_of(page_from_run(new_run(initial_accuracy=0.41)))
+    assert "cut out of the supernet" not in passed_page
+
+
 def test_subset_of_square_is_named_with_its_size(new_run: NewRun) -> None:
     page = page_from_run(new_run(square_samples=40, governor="performance"))
     assert "images of Square (n = 40)" in text_of(page.replace('aria-label="', ">"))

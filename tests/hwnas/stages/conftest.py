@@ -39,8 +39,8 @@ SETTINGS: dict[str, Any] = {
     "table": {"networks": 3, "holdout": 3, "timing": QUICK, "network_timing": QUICK},
     "teacher": {"width": 8, "blocks": [1, 1], "epochs": 2, "attack_steps": 1},
     "search": {"epochs": 2, "warmup_epochs": 1, "attention_size": 4},
-    # In fewer steps the statistics of batch normalization stay near their first values, where so deep
-    # a network gives the same logits for all images.
+    # In fewer steps the statistics of batch normalization stay near their first values, where so
+    # deep a network gives the same logits for all images.
     "train": {"epochs": 6, "attack_steps": 1},
     "verify": {
         "square_queries": 30,

@@ -169,7 +169,7 @@ def test_the_result_is_that_of_a_run_without_interruptions(
     ):
         assert ours[name] == theirs[name], name
     ends = [json.loads((out / "genotype.json").read_text()) for out in (chain.out, finished.out)]
-    for key in ("genotype", "space", "tutors", "predicted_ms", "table_sha256"):
+    for key in ("genotype", "space", "tutor_weights", "predicted_ms", "table_sha256"):
         assert ends[0][key] == ends[1][key]
     results = [json.loads(chain.stdout), json.loads(finished.stdout)]
     for result in results:

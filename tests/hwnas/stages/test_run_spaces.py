@@ -95,6 +95,24 @@ def test_the_network_learns_from_the_tutors_of_the_layers_it_has(made: Run) -> N
     assert set(derivation.student_layers) <= set(record.student_layers)
 
 
+def test_training_begins_with_the_supernets_weights_and_says_what_they_are_worth(
+    made: Run, tmp_path: Path, hwnas: Call
+) -> None:
+    result = json.loads((made.out / "network" / "result.json").read_text())
+    assert 0 <= result["initial_accuracy"] <= 1
+    data = json.loads((made.out / "config.json").read_text())["data"]["source"]
+    call = (
+        "train", "--genotype", made.out / "genotype.json", "--teacher", made.out / "teacher",
+        "--epochs", 1, "--data", data,
+    )  # fmt: skip
+    scratch = hwnas(*call, "--out", tmp_path / "scratch", "--json")
+    assert scratch.exit_code == 0, scratch.stderr
+    assert json.loads(scratch.stdout)["initial_accuracy"] is None
+    begun = hwnas(*call, "--search", made.out / "search", "--out", tmp_path / "begun", "--json")
+    assert begun.exit_code == 0, begun.stderr
+    assert json.loads(begun.stdout)["initial_accuracy"] == result["initial_accuracy"]
+
+
 def test_the_bundle_is_verified_again(made: Run, hwnas: Call) -> None:
     result = hwnas("verify", made.out / "bundle", "--json")
     assert result.exit_code == 0, result.stderr
