@@ -15,7 +15,8 @@ options above smaller ones, so that every budget binds; or those of real searche
 Judged is the mean of both measurements, again and independent of what the derivation saw:
 
 - over: above the budget by more than the noise floor, which is the 95th percentile, over the
-  networks, of how far their two measurements lie apart.
+  networks, of how far their two measurements lie apart. Beyond a floor of 3 % nothing is judged:
+  so loud a machine would excuse any network.
 - used: its share of the budget. At least 93 % are asked for where the space allows, which is where
   the budget binds: where the network of the best score overall is predicted beyond it. Of others
   the best is derived already, and a slower one would be worse. Shown too is where the next network
@@ -67,6 +68,9 @@ MARGIN = 0.02
 """Budgets begin and end this share of the range inside it."""
 
 ASKED_SHARE = 0.93
+
+LOUDEST_FLOOR = 0.03
+"""A noise floor above this hides what is asked: such a run judges nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +257,7 @@ def measured_again(
 
 def report(
     name: str, kept: Sequence[Kept], failures: dict[int, str], calibration: CalibrationRecord
-) -> dict[str, object]:
+) -> dict[str, float]:
     """Print every budget, and judge all."""
     floor = float(np.percentile([each.noise for each in kept], 95))
     over = [each for each in kept if each.share > 1 + floor]
@@ -275,7 +279,9 @@ def report(
         )
     for text in failures.values():
         say(f"  failed: {text}")
+    quiet = floor <= LOUDEST_FLOOR
     judged = {
+        "quiet_enough_to_judge": quiet,
         "n": len(kept),
         "failed": len(failures),
         "noise_floor_percent": 100 * floor,
@@ -289,6 +295,8 @@ def report(
         "drift_since_derivation_percent": 100 * drift,
     }
     say("  " + ", ".join(f"{key} {value:.4g}" for key, value in judged.items()))
+    if not quiet:
+        say(f"  NOT JUDGED: a noise floor of {100 * floor:.1f} % excuses too much; run it again")
     return judged
 
 

@@ -26,10 +26,10 @@ Not alike, as that is how each works:
   counted here; modelopt samples networks and scores them by accuracy on the validation split. Its
   guide asks for two to three times the epochs of plain training; both get the same here.
 - hwnas is given the budget in milliseconds, keeps it by a table of operators, calibrated, and
-  measures what it derives. modelopt is given it as a percentage, as in its guide, of its own reading
-  of the network: it times with the runtime's profiler switched on, so its milliseconds are not those
-  of a plain call, and it may refuse a budget in these, as even its smallest network reads more. Both
-  readings are reported. It measures nine networks at the start, interpolates over
+  measures what it derives. modelopt is given it as a percentage, as its search accepts it, of its
+  own reading of the network: it times with the runtime's profiler switched on, so its milliseconds
+  are not those of a plain call, and it may refuse a budget in these, as even its smallest network
+  reads more. Both readings are reported. It measures nine networks at the start, interpolates over
   multiply-accumulates, and keeps networks of 85 % to 100 % of the budget. Its ONNX Runtime is
   another version. It would use all cores: it is told to use one thread.
 - modelopt's default of 5,000 samples takes hours on this network: --iterations are taken instead,
@@ -52,13 +52,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from _judge import accuracy_of, measured_together_ms
 from _shared import say, write_result
 from modelopt_rival import train_plainly
 
 from hwnas.core.threads import torch_threads
 from hwnas.core.weights import read_weights
 from hwnas.data.sources import DataConfig, load_data
-from hwnas.robustness.evaluate import logits_from_runner
 from hwnas.search.budget import Budgets
 from hwnas.search.rnas_cl import SearchConfig
 from hwnas.space.blocks import hidden_width
@@ -72,10 +72,9 @@ from hwnas.stages.profile import make_table
 from hwnas.stages.search import SUPERNET_FILE, make_search
 from hwnas.stages.teacher import make_teacher
 from hwnas_export.onnx_export import onnx_from_module
-from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
-from hwnas_profilers.profiler import normal_input, profiler_for
+from hwnas_profilers.profiler import profiler_for
 from hwnas_profilers.table import LatencyTable
-from hwnas_profilers.timing import TimingSettings, time_interleaved
+from hwnas_profilers.timing import TimingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,6 +83,7 @@ if TYPE_CHECKING:
 
 TARGET = "onnxruntime-cpu"
 RIVAL = Path(__file__).with_name("modelopt_rival.py")
+RIVAL_WIDEST = "rival-widest.onnx"
 RIVAL_SPACES: dict[str, dict[str, Any] | None] = {
     "default": None,
     "finer": {
@@ -143,7 +143,10 @@ def main() -> None:
             for name in given.rival_spaces.split(","):
                 found.append(run_rival(name, rival_python, space, data, seed, work, given))
                 say(f"{found[-1].side}, seed {seed}: {sum(found[-1].seconds.values()):.1f} s")
-        latencies_ms = measured_together_ms([each.model for each in found], given.threads)
+        ours = onnx_from_module(space.workload(space.largest).build(), (1, *spec.image_shape))
+        models = [ours.SerializeToString(), (work / RIVAL_WIDEST).read_bytes()]
+        models += [each.model for each in found]
+        widest_both_ms, rival_widest_ms, *latencies_ms = measured_together_ms(models, given.threads)
         accuracies = [accuracy_of(each.model, data) for each in found]
     rows = [
         {
@@ -160,6 +163,10 @@ def main() -> None:
         }
         for each, both, accuracy in zip(found, latencies_ms, accuracies, strict=True)
     ]
+    say(
+        f"widest, timed with what was found: {np.mean(widest_both_ms):.4f} ms, as modelopt's side "
+        f"builds and exports it {np.mean(rival_widest_ms):.4f} ms"
+    )
     report(rows, table_s)
     document = {
         "facts": {
@@ -167,6 +174,8 @@ def main() -> None:
             "data": given.data,
             "widest_ms": widest_ms,
             "budget_ms": budget_ms,
+            "widest_again_ms": widest_both_ms,
+            "widest_of_rival_again_ms": rival_widest_ms,
             "table_and_calibration_s": table_s,
             "train_images": len(data.train),
             "validation_images": len(data.validation),
@@ -398,6 +407,7 @@ def run_rival(
             f"both sides start from unlike networks: {result['widest_params']} and "
             f"{space.parameters(space.largest)} parameters"
         )
+    (folder / "widest.onnx").replace(work / RIVAL_WIDEST)
     own = {key: value for key, value in result.items() if key not in ("seconds", "params")}
     return Found(
         side=f"modelopt, {name} space",
@@ -430,33 +440,6 @@ def network_task(space: ChannelSpace) -> dict[str, Any]:
     }
 
 
-# The judge
-
-
-def measured_together_ms(models: Sequence[bytes], threads: int) -> list[tuple[float, float]]:
-    """Time all final models in shuffled rounds, twice."""
-    looks = []
-    for seed in range(2):
-        runners = [OnnxRuntimeRunner(model, threads=threads) for model in models]
-        for runner in runners:
-            runner.activate()
-        generator = np.random.default_rng(seed)
-        samplers = [runner.sampler_on(normal_input(runner, generator)) for runner in runners]
-        found = time_interleaved(samplers, TimingSettings.for_networks(seed=seed))
-        looks.append([float(np.median(each.samples_us)) / 1e3 for each in found])
-        for runner in runners:
-            runner.close()
-    return list(zip(*looks, strict=True))
-
-
-def accuracy_of(model: bytes, data: ImageData) -> float:
-    """Return a final model's accuracy on the test images."""
-    images, labels = data.test.pixels().numpy(), data.test.labels.numpy()
-    with OnnxRuntimeRunner(model) as runner:
-        logits = logits_from_runner(runner, images, batch=1)
-    return float(np.mean(np.argmax(logits, axis=1) == labels))
-
-
 def report(rows: Sequence[Mapping[str, Any]], table_s: float) -> None:
     """Print the mean over seeds of each side."""
     say(f"table and calibration of hwnas, once: {table_s:.1f} s")
@@ -476,7 +459,7 @@ def report(rows: Sequence[Mapping[str, Any]], table_s: float) -> None:
             f"{np.mean([row['params'] for row in own]):8.0f}  {stages}  n={len(own)}"
         )
         if "satisfied" in own[0]["own"]:
-            each_s = np.mean([row["seconds"]["search"] / row["own"]["iterations"] for row in own])
+            each_s = np.mean([row["own"]["drawing_s"] / row["own"]["iterations"] for row in own])
             satisfied = [row["own"]["satisfied"] for row in own]
             say(
                 f"    {each_s:.2f} s per network drawn (its default of 5,000: "

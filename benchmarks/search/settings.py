@@ -45,19 +45,23 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.spaces, given.batch, given.samples = "rnas-cl-xs", 16, 6
-    variants = list(
-        itertools.product(
-            ("fp32",) if given.quick else ("fp32", "bf16"),
-            (True,) if given.quick else (True, False),
-            (False,) if given.no_compile else (False, True),
-        )
-    )
+    variants = all_variants(compiled=not given.no_compile)
+    if given.quick:
+        variants = [variant for variant in variants if variant[:2] == ("fp32", True)]
     with torch_threads(given.threads):
         runs = [
             one_run(name, variants, given.batch, given.samples) for name in given.spaces.split(",")
         ]
     facts = {"batch": given.batch, "threads": given.threads, "quick": given.quick}
     write_result("settings", {"facts": facts, "baseline": BASELINE, "runs": runs}, given.out)
+
+
+def all_variants(*, compiled: bool) -> list[Variant]:
+    """List all combinations, the baseline first."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    return list(
+        itertools.product(precisions, (True, False), (False, True) if compiled else (False,))
+    )
 
 
 def one_run(name: str, variants: Sequence[Variant], batch: int, samples: int) -> dict[str, object]:

@@ -26,11 +26,15 @@ UNITS = {
     "uj": "uJ",
     "mhz": "MHz",
     "c": "C",
+    "m": "millions",
+    "k": "thousands",
 }
 LONG = 32
 """A table's column that is wider than this stands below its row."""
 SHORT = 8
-"""Longer lists of values are counted, not shown: --json has them all."""
+"""More long texts than these are counted, not shown: --json has them all."""
+MANY = 24
+"""The same for values that stand side by side: the blocks of a network are shown."""
 
 
 def write_result(result: Any, *, as_json: bool) -> None:
@@ -99,9 +103,10 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        short = len(value) <= SHORT and not any(isinstance(each, dict | list) for each in value)
+        shown = ", ".join(map(cell, value))
+        short = len(value) <= SHORT or (len(value) <= MANY and len(shown) <= MANY * SHORT)
         many = "1 value" if len(value) == 1 else f"{len(value)} values"
-        return ", ".join(map(cell, value)) if short else many
+        return shown if short and not any(isinstance(each, dict | list) for each in value) else many
     return str(value)
 
 

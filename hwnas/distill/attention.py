@@ -52,7 +52,9 @@ def maps_of_energies(energies: Sequence[Tensor], size: int) -> Tensor:
         # Neighbors are mostly of one size: they are resized at once.
         for shape, group in itertools.groupby(energies, key=lambda energy: energy.shape[-2:]):
             stacked = torch.stack(tuple(group), dim=1)  # (B, L, H, W)
-            maps.append(_resized(stacked, size).flatten(2) if shape != (size, size) else stacked.flatten(2))
+            maps.append(
+                _resized(stacked, size).flatten(2) if shape != (size, size) else stacked.flatten(2)
+            )
         return functional.normalize(torch.cat(maps, dim=1), dim=2)
 
 

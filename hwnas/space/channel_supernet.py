@@ -44,10 +44,9 @@ class ChannelSupernet(Supernet):
     - The input is added with the probability that both widths are equal, which is 1 or 0 for
       one-hot gates: the slim block has no shortcut where they differ.
 
-    Masks are never multiplied with features, which would be a pass over each of them: those of
-    hidden channels are folded into the weights of the projection, those of output channels into the
-    scale and shift of its batch normalization, and energies are weighted by them. So hidden
-    channels that are closed run on until the projection, which drops them.
+    Masks are never multiplied with features, which would be a pass over each of them: they are
+    folded into the scale and shift of the batch normalization before. H-swish gives 0 for 0, so
+    what it closes is closed behind the activation, and energies are of masked activations.
 
     Running statistics follow a batch by how far it had their channel open, so that they are those
     of the networks that have the channel.

@@ -56,7 +56,7 @@ class _Observed(torch.autograd.Function):
         rows = _rows(features)
         if mask is not None:
             rows = rows * mask.to(dtype)
-        # Sums are wide either way; a CPU would copy all rows to a wider type to give a wider result.
+        # Sums are wide either way; for a wider result, a CPU would first copy all rows wider.
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=dtype if rows.is_cuda else None)
         energy = norms.to(dtype).square()
         batch, _, height, width = features.shape

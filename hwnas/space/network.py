@@ -86,10 +86,10 @@ class ChannelNetwork(SlimNetwork):
         if taps is not None:
             taps.append(features)
         for block, parts in zip(self.blocks, self._parts, strict=True):
-            own: list[Tensor] = []
+            own: list[Tensor] | None = None if taps is None else []
             features = block(features, taps=own)
-            if taps is not None:
+            if taps is not None and own is not None:
                 taps.extend(own[-len(parts) :])
-        if isinstance(self.head, FeatureHead):
-            return self.head(features, taps=taps)
-        return self.head(features)
+        head = self.head
+        logits: Tensor = head(features, taps) if isinstance(head, FeatureHead) else head(features)
+        return logits

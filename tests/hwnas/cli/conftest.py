@@ -27,7 +27,7 @@ class Outcome:
     measured_ms: float
     accuracy: Inner
     gates: dict[str, bool]
-    losses: tuple[float, ...] = tuple(map(float, range(20)))
+    losses: tuple[float, ...] = tuple(map(float, range(40)))
     note: str | None = None
     calls: dict[str, Any] = field(default_factory=dict)
 

@@ -77,7 +77,7 @@ def test_people_read_labels_units_and_short_values(profile: Callable[..., Result
     assert "measured (ms) 1.25" in lines
     assert "twin 0.9" in lines
     assert "parity yes" in lines
-    assert "losses 20 values" in lines
+    assert "losses 40 values" in lines
     assert "note -" in lines
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from hwnas.distill.attention import attention_distances, attention_loss, attention_maps
 
@@ -33,6 +34,42 @@ def test_maps_show_where_and_not_how_much(seed: int, scale: float) -> None:
     # Nor how many channels say so, in which order and with which sign.
     doubled = [torch.cat([each, -each.flip(1)], dim=1) for each in features]
     torch.testing.assert_close(attention_maps(features, 5), attention_maps(doubled, 5))
+
+
+@given(
+    seed=seeds,
+    size=st.integers(1, 9),
+    sides=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=5),
+)
+def test_maps_are_those_of_an_interpolation_of_each(
+    seed: int, size: int, sides: list[tuple[int, int]]
+) -> None:
+    # Layers of one size next to each other, apart, and of the common size already.
+    shapes = [(3, *side) for side in [*sides, sides[0], sides[0], (size, size)]]
+    features = features_of(seed, *shapes)
+    expected = []
+    for layer in features:
+        energy = layer.square().sum(1, keepdim=True)
+        resized = functional.interpolate(energy, (size, size), mode="bilinear", align_corners=False)
+        expected.append(functional.normalize(resized.flatten(1), dim=1))
+    torch.testing.assert_close(
+        attention_maps(features, size), torch.stack(expected, 1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_gradients_of_maps_are_those_of_an_interpolation() -> None:
+    first, second = (each.double() for each in features_of(0, (2, 6, 6), (2, 3, 4)))
+    inputs = (first.requires_grad_(), second.requires_grad_())
+    assert torch.autograd.gradcheck(lambda *each: attention_maps(each, 4), inputs)
+
+
+def test_autocast_rounds_neither_maps_nor_distances() -> None:
+    student, teacher = features_of(1, (4, 8, 8), (2, 4, 4)), features_of(2, (3, 6, 6))
+    exact = attention_distances(attention_maps(student, 5), attention_maps(teacher, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = attention_maps(student, 5), attention_maps(teacher, 5)
+        distances = attention_distances(*maps)
+    assert torch.equal(distances, exact)
 
 
 def test_a_map_is_of_its_own_sample() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -67,6 +69,22 @@ def test_a_generator_draws_the_same_again_and_the_global_one_is_left_alone() -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_noise_is_drawn_where_the_generator_is() -> None:
+    # The meta device stands for a GPU: a CPU's generator cannot draw there.
+    logits = torch.zeros(3, 4, device="meta")
+    source = generator(7)
+    samples = gumbel_softmax(logits, 1.0, source, hard=True)
+    assert samples.device == logits.device
+    gumbel_softmax(torch.zeros(3, 4), 1.0, expected := generator(7))
+    assert torch.equal(source.get_state(), expected.get_state())
+
+
+def test_noise_is_what_it_always_was() -> None:
+    samples = gumbel_softmax(torch.zeros(4), 1.0, generator(0))
+    uniform = torch.rand(4, generator=generator(0))
+    assert torch.equal(samples, torch.softmax(-torch.log(-torch.log(uniform)), 0))
+
+
 def test_noise_is_always_finite() -> None:
     samples = gumbel_softmax(torch.zeros(1_000_000, 2), 0.055, generator(0))
     assert samples.isfinite().all()
@@ -81,11 +99,22 @@ def test_the_temperature_falls_from_start_to_end(epochs: int, start: float, rati
     assert schedule == sorted(schedule, reverse=True)
 
 
-def test_the_default_schedule_is_the_published_one() -> None:
-    # 5 exp(-0.045 epoch) over 100 epochs; stated by its ends, it differs by a few percent.
-    for epoch in (0, 25, 50, 75, 99):
-        published = 5 * torch.exp(torch.tensor(-0.045 * epoch)).item()
-        assert temperature_at(epoch, 100) == pytest.approx(published, rel=0.06)
+def published_temperature(epoch: int) -> float:
+    return 5 * math.exp(-0.045 * epoch)
+
+
+def test_the_published_schedule_is_one_of_ours() -> None:
+    # As released: 5 in the first of 100 epochs, and exp(-0.045) times that after each.
+    for epoch in range(100):
+        ours = temperature_at(epoch, 100, start=5.0, end=published_temperature(99))
+        assert ours == pytest.approx(published_temperature(epoch), rel=1e-12)
+
+
+def test_the_default_schedule_ends_where_the_published_one_does() -> None:
+    # It is there an epoch earlier: it differs by a few percent on the way.
+    assert temperature_at(99, 100) == pytest.approx(published_temperature(100), rel=0.01)
+    for epoch in range(100):
+        assert temperature_at(epoch, 100) == pytest.approx(published_temperature(epoch), rel=0.06)
 
 
 def test_a_search_of_one_epoch_starts_warm() -> None:

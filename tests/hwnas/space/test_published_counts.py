@@ -2,18 +2,22 @@
 
 The published counts are of networks whose convolutions have biases. Ours leave them out, as batch
 normalization cancels them; here they are added back.
+
+For the ImageNet space neither the paper's notes nor the released code give a count of parameters or
+multiply-accumulates; the code gives the shape of every layer, for 32x32 images.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
 from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES
+from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec
+from hwnas.space.spec import space_spec
 
 if TYPE_CHECKING:
     from hwnas.space.genotype import Genotype
@@ -78,14 +82,59 @@ def test_the_network_found_in_a_small_space_has_the_published_size(
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("s3", 9), ("s5", 15), ("s7", 21), ("m", 17),
-                                              ("l", 17)])  # fmt: skip
+                                              ("l", 17), ("imagenet", 18)])  # fmt: skip
 def test_a_space_has_the_published_depth(name: str, blocks: int) -> None:
     assert len(space_of(name).options) == blocks
 
 
-def test_tutor_students_are_every_convolution() -> None:
-    space = space_of("s7")
+@pytest.mark.parametrize(("name", "layers"), [("s7", 1 + 3 * 21), ("imagenet", 56)])
+def test_tutor_students_are_every_convolution(name: str, layers: int) -> None:
+    space = space_of(name)
     with torch.device("meta"):
         network = space.network(space.smallest)
-    convolutions = [each for each in network.modules() if isinstance(each, nn.Conv2d)]
-    assert len(network.tap_names) == len(convolutions) == 1 + 3 * 21
+    # The released code writes the layer behind the average as a 1x1 convolution.
+    convolutions = [
+        each
+        for part, each in network.named_modules()
+        if isinstance(each, nn.Conv2d) or part == "head.features"
+    ]
+    assert len(network.tap_names) == len(convolutions) == layers
+
+
+def test_the_layers_of_the_imagenet_space_have_the_published_shapes() -> None:
+    spec = space_spec("rnas-cl-imagenet", image_shape=(3, 32, 32))
+    assert isinstance(spec, ChannelSpec)
+    space = ChannelSpace(spec)
+    taps: list[torch.Tensor] = []
+    with torch.no_grad():
+        space.network(space.largest).eval()(torch.rand(1, 3, 32, 32), taps=taps)
+    shapes = [(tap.shape[1], tap.shape[2]) for tap in taps]
+
+    def stage(blocks: int, before: int, width: int, size_in: int, size: int) -> list[Any]:
+        first = [(6 * before, size_in), (6 * before, size), (width, size)]
+        return first + [(6 * width, size), (6 * width, size), (width, size)] * (blocks - 1)
+
+    assert shapes == [
+        *[(16, 16)] * 3,
+        *stage(3, 16, 28, 16, 8),
+        *stage(3, 28, 40, 8, 4),
+        *stage(3, 40, 96, 4, 2),
+        *stage(4, 96, 128, 2, 2),
+        *stage(4, 128, 216, 2, 1),
+        (1296, 1),
+        (1984, 1),
+    ]
+
+
+def test_the_imagenet_space_has_the_published_options() -> None:
+    space = space_of("imagenet")
+    assert (space.spec.image_shape, space.spec.classes) == ((3, 224, 224), 100)
+    found = [(len(stage.widths), stage.widths[0], stage.widths[-1]) for stage in space.spec.stages]
+    assert found == [
+        (2, 16, 12),
+        (4, 28, 16),
+        (4, 40, 16),
+        (7, 96, 48),
+        (8, 128, 72),
+        (14, 216, 112),
+    ]

@@ -3,13 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import ConfigError
 from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.genotype import Genotype
-from hwnas.space.spec import space_spec
+from hwnas.space.spec import space_spec, spec_from_plain
 
 
 @pytest.mark.parametrize("name", CHANNEL_SPACES)
@@ -28,6 +29,8 @@ def test_fingerprints_tell_spaces_apart() -> None:
         replace(spec, stages=spec.stages[:2]),
         replace(spec, kernel=5),
         replace(spec, expansion=4),
+        replace(spec, head=32),
+        replace(spec, stages=(replace(spec.stages[0], expansion=1), *spec.stages[1:])),
     ]
     assert len({other.fingerprint for other in others}) == len(others)
     assert replace(spec, classes=10).fingerprint == spec.fingerprint
@@ -43,10 +46,20 @@ def test_fingerprints_tell_spaces_apart() -> None:
         ("rnas-cl-s7", "b1cb3575c106805d"),
         ("rnas-cl-m", "9af058fc478d501f"),
         ("rnas-cl-l", "1dff3d1e2a530e76"),
+        ("rnas-cl-imagenet", "4f48150344e7b348"),
     ],
 )
 def test_a_space_is_what_it_was(name: str, fingerprint: str) -> None:
     assert CHANNEL_SPACES[name].fingerprint == fingerprint
+
+
+def test_a_description_of_before_is_the_same_space() -> None:
+    spec = CHANNEL_SPACES["rnas-cl-xs"]
+    plain = msgspec.to_builtins(spec)
+    del plain["head"]
+    for stage in plain["stages"]:
+        del stage["expansion"]
+    assert spec_from_plain(plain, source="test") == spec
 
 
 def test_a_genotype_of_before_is_still_read() -> None:
@@ -83,6 +96,7 @@ def test_an_unknown_space_names_the_nearest() -> None:
         ({"widths": (8, 0)}, "widths of at least 1"),
         ({"widths": (4, 8)}, "from the widest down, each once"),
         ({"widths": (8, 8)}, "from the widest down, each once"),
+        ({"expansion": 0}, "expansion is at least 1, not 0"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
@@ -101,6 +115,7 @@ def test_a_stage_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -
         ({"stem": 0}, "at least 1"),
         ({"expansion": 0}, "at least 1"),
         ({"stem_stride": 3}, "1 or 2"),
+        ({"head": -1}, "0 for none of its own, not -1"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:

@@ -152,7 +152,7 @@ def test_the_stage_under_way_goes_on(chain: Chain) -> None:
     after = {stop.moment[:2]: following.stderr for stop, following in _pairs(chain)}
     assert "teacher: going on after epoch 1 of 2" in after["/.teacher.checkpoint.", 2]
     assert "search: going on after epoch 1 of 2" in after["/.search.checkpoint.", 2]
-    assert "train: going on after epoch 1 of 2" in after["/.network.checkpoint.", 2]
+    assert "train: going on after epoch 1 of 6" in after["/.network.checkpoint.", 2]
 
 
 def test_the_result_is_that_of_a_run_without_interruptions(

@@ -292,7 +292,7 @@ def test_train_with_the_search_and_without(finished: Any, tmp_path: Path, hwnas:
         "--out", tmp_path / "inherited",
     )  # fmt: skip
     result = result_of(hwnas(*inherited))
-    assert result["epochs"] == 2
+    assert result["epochs"] == 6
     weights = "weights.safetensors"
     assert sha256_of_file(tmp_path / "inherited" / weights) == sha256_of_file(
         finished.out / "network" / weights
