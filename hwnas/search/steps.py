@@ -214,6 +214,8 @@ class SearchSteps:
         config = self.config
         if not config.channels_last:
             images = images.contiguous()
+        # The teacher first: afterward it would push what backward needs out of the cache.
+        taught = self._taught(images) if len(images) else None
         gates = sample_gates(self.choices, temperature, generator, hard=config.gates == "hard")
         with torch.autocast(
             images.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
@@ -221,19 +223,24 @@ class SearchSteps:
             logits, energies = self._module(images, gates, observe=self._observe)
         logits = logits.float()
         weight = self.processes.count / total
-        if not len(images):  # more processes than images: take part in the exchange alone
+        if taught is None:  # more processes than images: take part in the exchange alone
             return 0.0 * torch.stack([part.sum() for part in (logits, *energies)]).sum()
-        if not self._observe:
-            loss = self._prediction_loss(logits, self.teacher.logits(images), labels)
-            return weight * loss
-        teacher_logits, teacher_maps = self.teacher.observe(images)
+        teacher_logits, teacher_maps = taught
+        prediction = self._prediction_loss(logits, teacher_logits, labels)
+        if teacher_maps is None:
+            return weight * prediction
         tutors = self._fixed_tutors
         if tutors is None:
             tutors = gumbel_softmax(self.choices.tutors, temperature, generator)
         maps = maps_of_energies(energies, config.attention_size)
         attention = attention_loss(attention_distances(maps, teacher_maps), tutors)
-        prediction = self._prediction_loss(logits, teacher_logits, labels)
         return weight * (prediction + len(images) * config.attention_weight * attention)
+
+    def _taught(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the teacher's logits and, where layers learn from it, its maps."""
+        if self._observe:
+            return self.teacher.observe(images)
+        return self.teacher.logits(images), None
 
     @staticmethod
     def _prediction_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from hwnas.search.budget import Budgets
     from hwnas.search.records import Attempt, Derivation
     from hwnas_profilers.profiler import Profiler
-    from hwnas_profilers.records import EnergyStatistics
+    from hwnas_profilers.records import EnergyStatistics, Statistics
     from hwnas_profilers.timing import TimingSettings
     from hwnas_profilers.workload import Workload
 
 MAX_ATTEMPTS = 10
+CONFIRMATIONS = 3
+"""Measurements of a network whose first is over the budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +195,7 @@ def make_derivation(
     from hwnas.core.decoding import encode_json
     from hwnas.core.errors import BudgetError
     from hwnas.search.derive import best_genotype, check_budgets
-    from hwnas.search.feasible import with_finite_latency
+    from hwnas.search.feasible import latency_range_ms, with_finite_latency
     from hwnas.search.records import Attempt, Derivation
     from hwnas.stages.budgets import resources_of, say_what_is_out
     from hwnas.stages.search import SEARCH_FILE
@@ -209,6 +211,7 @@ def make_derivation(
     check_budgets(costs, budgets)  # before the device is asked for
     say_what_is_out(costs, budgets, progress)
     scores = [np.array(row) for row in record.log_probabilities]
+    fastest_ms, _ = latency_range_ms(costs, budgets.memory_kib)
 
     attempts: list[Attempt] = []
     bounds = budgets
@@ -227,8 +230,7 @@ def make_derivation(
             measured = metered = None
             if profiler is not None:
                 workload = space.workload(genotype)
-                (timing,) = profiler.time_networks([workload], settings, progress=progress)
-                measured = timing.statistics
+                measured = _timed(profiler, workload, asked, settings, progress)
                 if costs.figures(genotype).uncalibrated_energy_mj is not None:
                     metered = _metered(profiler, workload, settings.seed, progress)
             attempts.append(
@@ -245,6 +247,9 @@ def make_derivation(
             if tighter == bounds:
                 break
             bounds = tighter
+            if bounds.latency_ms < fastest_ms < attempts[-1].predicted_ms:
+                # Below the fastest network there is none; but that one may yet be within.
+                bounds = replace(bounds, latency_ms=fastest_ms)
         else:
             raise _out_of_room(attempts, budgets)
 
@@ -273,6 +278,27 @@ def make_derivation(
     )
     write_atomically(out, encode_json(derivation, indent=2))
     return derivation
+
+
+def _timed(
+    profiler: Profiler,
+    workload: Workload,
+    budgets: Budgets,
+    settings: TimingSettings,
+    progress: Progress,
+) -> Statistics:
+    """Time a network; where it is over the budget, twice more, and the middle one counts.
+
+    On a shared machine one measurement in many is far too long, and a bound that is tightened by it
+    is tightened for nothing.
+    """
+    timed: list[Statistics] = []
+    while len(timed) < CONFIRMATIONS:
+        (timing,) = profiler.time_networks([workload], settings, progress=progress)
+        timed.append(timing.statistics)
+        if len(timed) == 1 and timing.statistics.median_us <= budgets.latency_ms * 1e3:
+            break
+    return sorted(timed, key=lambda each: each.median_us)[len(timed) // 2]
 
 
 def _metered(

@@ -330,3 +330,30 @@ def test_options_of_search_go_before_its_configuration(
         "energy_mj": 4.0,
     }
     assert asdict(seen[0].budget)["fraction"] == expected.fraction
+
+
+def test_one_disturbed_measurement_tightens_nothing(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, slowest_ms = case.costs.latency.range_ms()
+    measured(case, monkeypatch, [2 * slowest_ms, 0.9 * slowest_ms, 0.95 * slowest_ms], [])
+    found = case.derive(budget_ms=slowest_ms, measure=True)
+    assert found.attempts == 1
+    assert found.measured_ms == pytest.approx(0.95 * slowest_ms)
+
+
+def test_before_it_gives_up_it_tries_the_fastest(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fastest_ms, slowest_ms = case.costs.latency.range_ms()
+    # So far over that what would be left of the budget is less than any network takes.
+    over = [slowest_ms + fastest_ms] * 3
+    measured(case, monkeypatch, [*over, 1.1 * fastest_ms], [])
+    found = case.derive(budget_ms=1.2 * fastest_ms, measure=True)
+    assert found.attempts == 2
+    assert found.blocks == case.costs.space.smallest.options
+    case.out.unlink()
+    measured(case, monkeypatch, over * 2, [])
+    with pytest.raises(BudgetError, match="no derived network measured within"):
+        case.derive(budget_ms=1.2 * fastest_ms, measure=True)
+    assert not case.out.exists()
