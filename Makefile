@@ -44,7 +44,8 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 bench: install ## run every benchmark; results go to benchmarks/results
-	@set -e; for script in benchmarks/[a-z]*.py benchmarks/latency/[a-z]*.py; do \
+	@set -e; for script in benchmarks/[a-z]*.py benchmarks/latency/[a-z]*.py \
+		$(filter-out benchmarks/search/modelopt%,$(wildcard benchmarks/search/[a-z]*.py)); do \
 		echo "== $$script"; $(BIN)/python "$$script"; done
 
 docs: install ## write the command line reference and the schema of latency tables again

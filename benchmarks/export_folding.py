@@ -7,8 +7,8 @@ from unittest import mock
 
 from _results import compare
 
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES
 from hwnas_export import onnx_export
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES
 from hwnas.space.memory_format import channels_last
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = out / "table.jsonl"
     hwnas.api.profile("rnas-cl-xs", "onnxruntime-cpu", table)
-    hwnas.api.calibrate(table)
+    if hwnas.api.table_show(table).calibration is None:
+        hwnas.api.calibrate(table)
     hwnas.api.teacher(out / "teacher", config=CONFIG)
     hwnas.api.search(table, out / "teacher", out / "search", config=CONFIG, log=PrintedLog())
 

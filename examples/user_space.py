@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 
 class Conv(nn.Module):

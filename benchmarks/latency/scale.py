@@ -24,7 +24,7 @@ from hwnas.core.progress import SILENT, Progress
 from hwnas.latency.fit import fit_latency
 from hwnas.latency.in_network import OperatorCosts
 from hwnas.latency.model import LatencyModel
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas.space.operators import macs_of_operator
 from hwnas.space.registry import space_from_spec
 from hwnas.stages.calibrate import drawn_genotypes, operator_counts, weights_bytes

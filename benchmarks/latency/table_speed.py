@@ -18,7 +18,7 @@ import numpy as np
 from hwnas.core.artifacts import write_atomically
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
-from hwnas.space.mbconv_spec import MBCONV_SPACES
+from hwnas.space.mbconv.spec import MBCONV_SPACES
 from hwnas.space.registry import space_from_spec
 from hwnas_profilers.operators import profile_operators
 from hwnas_profilers.profiler import profiler_for

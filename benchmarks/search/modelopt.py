@@ -62,7 +62,7 @@ from hwnas.data.sources import DataConfig, load_data
 from hwnas.search.budget import Budgets
 from hwnas.search.rnas_cl import SearchConfig
 from hwnas.space.blocks import hidden_width
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
 from hwnas.stages.calibrate import make_calibration

@@ -51,7 +51,7 @@ from hwnas.report.drawing import (
 )
 from hwnas.search.derive import best_genotype
 from hwnas.search.rnas_cl import SearchConfig
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas.space.registry import space_from_spec
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hwnas.space.operators import HSWISH, HSWISH_SE
-from hwnas.space.user_space import KIND
+from hwnas.space.user.space import KIND
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

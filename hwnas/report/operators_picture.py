@@ -22,7 +22,7 @@ from hwnas.report.drawing import (
 )
 from hwnas.report.numbers import percent
 from hwnas.report.operator_labels import channels, kind_of, operator_labels, shortened
-from hwnas.space.user_space import BEGIN, END
+from hwnas.space.user.space import BEGIN, END
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -24,7 +24,7 @@ from hwnas.report.drawing import (
 from hwnas.report.heat_map import bare, cell
 from hwnas.report.numbers import fixed, percent
 from hwnas.report.operator_labels import shortened
-from hwnas.space.mbconv_space import MBConvSpace
+from hwnas.space.mbconv.space import MBConvSpace
 from hwnas.space.registry import space_from_spec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from hwnas.report.run_files import RunFiles
     from hwnas.space.chain_space import ChainSpace
-    from hwnas.space.mbconv_spec import MBConvChoice
+    from hwnas.space.mbconv.spec import MBConvChoice
 
 _ROW_INCHES = 0.25
 _MAX_RANKED = 5
@@ -129,7 +129,7 @@ def blocks_of(run: RunFiles, space: ChainSpace) -> list[Block]:
 def traits_of(choice: MBConvChoice) -> list[Trait]:
     """Say what an option of an mbconv space is made of.
 
-    >>> from hwnas.space.mbconv_spec import MBConvChoice, MBConvOption
+    >>> from hwnas.space.mbconv.spec import MBConvChoice, MBConvOption
     >>> option = MBConvOption(kernel=5, expansion=6, se=True)
     >>> [trait.label for trait in traits_of(MBConvChoice(block=option, width=40))]
     ['5', '6', 'SE']

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hwnas.space.chain_spec import ChainSpec
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas.space.genotype import Genotype
-    from hwnas.space.mbconv_spec import MBConvSpec
+    from hwnas.space.mbconv.spec import MBConvSpec
     from hwnas.space.supernet import SlimNetwork, Supernet
 
 # Keys of one link of a chain: [option before][option here]; None where nothing runs, a skip.

@@ -10,7 +10,7 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import FeatureHead, Head, InvertedResidual, Stem, squeeze_width
-from hwnas.space.mbconv_resize import Resize
+from hwnas.space.mbconv.resize import Resize
 from hwnas_profilers.workload import Operator, OperatorKey
 
 M = TypeVar("M", bound=nn.Module)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import ChannelSpec
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec
-from hwnas.space.user_space import UserSpace
-from hwnas.space.user_spec import UserSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import ChannelSpec
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec
+from hwnas.space.user.space import UserSpace
+from hwnas.space.user.spec import UserSpec
 
 if TYPE_CHECKING:
     from hwnas.space.chain_space import ChainSpace

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.core.decoding import convert
 from hwnas.core.errors import ConfigError, nearest
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec
-from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec
-from hwnas.space.user_spec import USER, UserSpec
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec
+from hwnas.space.mbconv.spec import MBCONV_SPACES, MBConvSpec
+from hwnas.space.user.spec import USER, UserSpec
 
 if TYPE_CHECKING:
     from hwnas.space.chain_spec import ChainSpec
@@ -37,7 +37,7 @@ def space_spec(
         InputFileError: A user's file does not exist.
     """
     if name.startswith(USER):
-        from hwnas.space.user_survey import user_spec
+        from hwnas.space.user.survey import user_spec
 
         return user_spec(name, image_shape=image_shape, classes=classes)
     if name not in SPACES:

@@ -13,7 +13,7 @@ from hwnas.data.sources import DataConfig
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.records import Derivation, Resources, budgets_of, read_derivation
 from hwnas.space.registry import space_from_spec
-from hwnas.space.user_spec import UserSpec
+from hwnas.space.user.spec import UserSpec
 from hwnas.verify.verification import VerifySettings
 
 if TYPE_CHECKING:

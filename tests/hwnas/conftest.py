@@ -18,14 +18,14 @@ from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig, load_data
 from hwnas.distill.teacher import Teacher
 from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas_profilers.records import Measurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.space.channel.space import ChannelSpace
     from hwnas_profilers.records import CalibrationRecord
     from hwnas_profilers.workload import OperatorKey
 

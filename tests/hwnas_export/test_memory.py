@@ -16,8 +16,8 @@ from onnx import TensorProto
 from torch import nn
 
 from hwnas.core.errors import ExportError
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES
 from hwnas_export.memory import ModelMemory, memory_of_onnx
 from hwnas_export.onnx_export import onnx_from_module, onnx_from_modules
 

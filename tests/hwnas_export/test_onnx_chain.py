@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from hwnas.core.errors import ExportError
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas_export.onnx_chain import chained
 from hwnas_export.onnx_export import INPUT_NAME, OUTPUT_NAME, onnx_from_module, onnx_from_modules
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner

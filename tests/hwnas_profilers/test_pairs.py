@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hwnas.core.environment import provenance
 from hwnas.latency.in_network import OperatorCosts
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas_profilers.pairs import PAIRS_PER_SHAPE, neighbor_pairs, seams_us
 from hwnas_profilers.records import Measurement, PairMeasurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable

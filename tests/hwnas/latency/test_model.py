@@ -14,16 +14,16 @@ from hwnas.core.errors import LatencyTableError, LatencyTableMismatch, LatencyTa
 from hwnas.latency.costs import UNSUPPORTED_FACTOR
 from hwnas.latency.model import LatencyModel
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas_profilers.records import CalibrationRecord, ErrorFigures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hwnas.space.chain_space import ChainSpace
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas.space.genotype import Genotype
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey

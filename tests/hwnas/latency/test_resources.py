@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hwnas.core.errors import LatencyTableError, LatencyTableMiss
 from hwnas.latency.resources import SpaceCosts
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import SPACES
 from hwnas_profilers.records import EnergyStatistics, Measurement
@@ -21,7 +21,7 @@ from hwnas_profilers.records import EnergyStatistics, Measurement
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 

@@ -28,8 +28,8 @@ from hwnas.robustness.evaluate import Accuracy
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.budget import Budgets
 from hwnas.search.records import Derivation, SearchRecord
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas.verify.gates import Gate, at_least, at_most
 from hwnas.verify.masking import MaskingSigns
 from hwnas.verify.parity import Parity

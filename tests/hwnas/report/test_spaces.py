@@ -16,10 +16,10 @@ from hwnas.report.operators_picture import MAX_ROWS, MAX_STRIPS, rows_of
 from hwnas.report.options_picture import blocks_of
 from hwnas.report.page import page_from_run
 from hwnas.report.run_files import read_run
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
 
@@ -46,7 +46,7 @@ MBCONV = MBConvSpace(
 )
 USERS_CODE = """
 from torch import nn
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 def conv(kernel):
     return lambda i, o: nn.Sequential(nn.Conv2d(i, o, kernel, padding=kernel // 2), nn.ReLU())

@@ -29,8 +29,8 @@ from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype
 from hwnas.search.rnas_cl import SearchConfig, search_supernet
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas.space.operators import macs_of_operator
 from hwnas.training import loop
 from hwnas.training.processes import Processes

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import BudgetMultiplier, Budgets, HeldBudgets
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas_profilers.records import EnergyStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 

@@ -20,10 +20,10 @@ from hwnas.search.feasible import latency_range_ms, no_network, with_finite_late
 from hwnas.search.front import score_of_choices
 from hwnas.search.program import SCORE_GAP
 from hwnas.space.chain_space import ChainSpace, all_genotypes
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec, StageSpec
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas_profilers.records import EnergyStatistics, Measurement
 
 if TYPE_CHECKING:

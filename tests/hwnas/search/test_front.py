@@ -19,8 +19,8 @@ from hwnas.search.front import front_by_program, pareto_front, score_of_choices
 from hwnas.search.labels import TooManyLabels
 from hwnas.search.program import SCORE_GAP
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import SPACES
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.distill.tutors import TutorSelection
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
 
 LAYERS = ("stem", "block1.expand", "block1.project", "block2.project")
 ROWS = ((0.5, 0.3, 0.2), (0.1, 0.8, 0.1), (0.2, 0.3, 0.5), (0.6, 0.2, 0.2))

@@ -23,7 +23,7 @@ from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype
 from hwnas.search.records import SearchRecord, read_search
 from hwnas.search.rnas_cl import SearchConfig, SearchOutcome, search_supernet
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.operators import macs_of_operator
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from hwnas.core.progress import Progress
     from hwnas.distill.teacher import Teacher
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.workload import OperatorKey
 

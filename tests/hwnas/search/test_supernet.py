@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hwnas.search.supernet import Choices, one_hot_gates, sample_gates
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

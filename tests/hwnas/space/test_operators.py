@@ -8,8 +8,8 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import InvertedResidual, SqueezeExcite, squeeze_width
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.operators import macs_of_operator, module_of_operator, operator_of
 from hwnas_profilers.workload import OperatorKey
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec
 from hwnas.space.spec import space_spec
 
 if TYPE_CHECKING:

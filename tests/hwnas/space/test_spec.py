@@ -8,7 +8,7 @@ import pytest
 
 from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import ConfigError
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.genotype import Genotype
 from hwnas.space.spec import space_spec, spec_from_plain
 

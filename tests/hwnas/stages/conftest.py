@@ -58,7 +58,7 @@ SETTINGS: dict[str, Any] = {
 USERS_CODE = """
 from torch import nn
 
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 
 def conv(kernel):

@@ -17,7 +17,7 @@ from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
 from hwnas.search.records import SearchRecord, read_derivation
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.stages import search as search_stage
 from hwnas.stages.config import BudgetConfig, RunConfig
 from hwnas.stages.derive import derive
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.core.environment import Device
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas_profilers.workload import OperatorKey, Workload
 
     TableMaker = Callable[..., LatencyTable]

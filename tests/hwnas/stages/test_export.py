@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwnas.robustness.evaluate import logits_from_module, logits_from_runner
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.operators import as_trained
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec

@@ -27,7 +27,7 @@ from hwnas.search.front import score_of_choices
 from hwnas.search.front_records import read_front
 from hwnas.search.records import SearchRecord, read_derivation
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.registry import space_from_spec
 from hwnas_profilers import profiler as profilers
 from hwnas_profilers.profiler import NetworkTiming
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import click.testing
 
     from hwnas.space.chain_space import ChainSpace
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas_profilers.workload import OperatorKey, Workload
 
     TableMaker = Callable[..., LatencyTable]

@@ -12,7 +12,7 @@ import pytest
 
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.search.records import read_derivation, read_search
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.spec import SPACES
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
 from hwnas.core.errors import ConfigError
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBCONV_SPACES
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBCONV_SPACES
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
 from hwnas.stages.spaces import space_of_table

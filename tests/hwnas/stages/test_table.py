@@ -12,7 +12,7 @@ import pytest
 from hwnas import api
 from hwnas.core.environment import provenance
 from hwnas.core.errors import ConfigError, InputFileError
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas_profilers.records import Measurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable, TableAppender
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas_profilers.workload import Operator
 
     Write = Callable[..., Path]

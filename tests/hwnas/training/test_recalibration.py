@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.training.recalibration import recalibrate
 
 if TYPE_CHECKING:
     from hwnas.data.images import ImageData
-    from hwnas.space.channel_spec import ChannelSpec
-    from hwnas.space.network import ChannelNetwork
+    from hwnas.space.channel.network import ChannelNetwork
+    from hwnas.space.channel.spec import ChannelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

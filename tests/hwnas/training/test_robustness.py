@@ -15,13 +15,13 @@ from hwnas.data.sources import DataConfig
 from hwnas.distill.teacher import Teacher
 from hwnas.distill.teacher_network import TeacherNetwork
 from hwnas.robustness.threat import ThreatModel
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.training.figures import accuracy, accuracy_and_robustness
 from hwnas.training.student import TrainConfig, train_student
 from hwnas.training.teacher import TeacherConfig, train_teacher
 
 if TYPE_CHECKING:
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

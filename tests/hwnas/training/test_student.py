@@ -10,7 +10,7 @@ from hwnas.core.errors import ConfigError, TrainingDivergedError
 from hwnas.data.sources import DataConfig
 from hwnas.distill.attention import attention_distances, attention_maps
 from hwnas.robustness.threat import ThreatModel
-from hwnas.space.channel_space import ChannelSpace
+from hwnas.space.channel.space import ChannelSpace
 from hwnas.training.student import TrainConfig, train_student
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from hwnas.core.progress import Progress
     from hwnas.data.images import ImageData
     from hwnas.distill.teacher import Teacher
-    from hwnas.space.channel_spec import ChannelSpec
-    from hwnas.space.network import ChannelNetwork
+    from hwnas.space.channel.network import ChannelNetwork
+    from hwnas.space.channel.spec import ChannelSpec
     from hwnas.training.loop import Figures
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -63,7 +63,7 @@ class Searched(nn.Module):
         """Refuse: which option runs is what the search finds out."""
         raise ConfigError(
             "a network with searched places cannot be run itself",
-            hint="networks are made of it: hwnas.space.user_space.UserSpace.network",
+            hint="networks are made of it: hwnas.space.user.space.UserSpace.network",
         )
 
 
@@ -91,5 +91,5 @@ class Follows(nn.Module):
         """Refuse, as `Searched` does."""
         raise ConfigError(
             "a network with searched places cannot be run itself",
-            hint="networks are made of it: hwnas.space.user_space.UserSpace.network",
+            hint="networks are made of it: hwnas.space.user.space.UserSpace.network",
         )

@@ -14,8 +14,8 @@ from torch import nn
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import InvertedResidual, Normalize, hidden_width
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import CHANNEL_SPACES, ChannelSpec, StageSpec
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec, StageSpec
 from hwnas.space.genotype import Genotype
 from hwnas.space.memory_format import channels_last
 from hwnas.space.operators import macs_of_operator, module_of_operator

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.space.blocks import Normalize
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
 
 PARTS = ("expand", "depthwise", "project")
 """Convolutions of a block."""

@@ -13,7 +13,7 @@ from hwnas.core.errors import ConfigError, LatencyTableError
 from hwnas.latency.model import LatencyModel
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
-from hwnas.space.user_space import UserSpace
+from hwnas.space.user.space import UserSpace
 from hwnas.stages.calibrate import calibrate
 from hwnas.stages.profile import ProfileResult, profile
 from hwnas.stages.spaces import space_of_table
@@ -28,7 +28,7 @@ from hwnas_profilers.timing import TimingSettings
 NETWORK = """
 import torch
 from torch import nn
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 class Mixed(nn.Module):
     def __init__(self, width):

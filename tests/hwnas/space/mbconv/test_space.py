@@ -14,9 +14,9 @@ from torch import nn
 from hwnas.core.errors import ConfigError
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.genotype import Genotype
-from hwnas.space.mbconv_resize import Resize
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec, MBConvStage
+from hwnas.space.mbconv.resize import Resize
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBCONV_SPACES, MBConvSpec, MBConvStage
 from hwnas.space.operators import module_of_operator
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, final
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import expansion_width, hidden_width
 from hwnas.space.chain_space import BlockSpace
-from hwnas.space.channel_supernet import ChannelSupernet
+from hwnas.space.channel.network import ChannelNetwork
+from hwnas.space.channel.supernet import ChannelSupernet
 from hwnas.space.genotype import Genotype
-from hwnas.space.network import ChannelNetwork
 from hwnas.space.operators import HSWISH
 from hwnas_profilers.workload import OperatorKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hwnas.space.channel_spec import ChannelSpec
+    from hwnas.space.channel.spec import ChannelSpec
 
 
 @final

@@ -19,9 +19,9 @@ from hwnas.space.blocks import (
     expansion_width,
     hidden_width,
 )
-from hwnas.space.channel_masks import ChannelMasks, first_channels
-from hwnas.space.channel_space import ChannelSpace
-from hwnas.space.channel_spec import ChannelSpec, StageSpec
+from hwnas.space.channel.masks import ChannelMasks, first_channels
+from hwnas.space.channel.space import ChannelSpace
+from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas.space.energy import channel_energy
 from hwnas.space.memory_format import channels_last
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from hwnas.space.channel_supernet import ChannelSupernet
+    from hwnas.space.channel.supernet import ChannelSupernet
     from hwnas.space.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")

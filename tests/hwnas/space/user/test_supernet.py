@@ -19,12 +19,12 @@ from hwnas.space.energy import channel_energy
 from hwnas.space.operators import as_trained
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
-from hwnas.space.user_parts import Follows, Searched
-from hwnas.space.user_shared import SharedModule
-from hwnas.space.user_space import UserSpace
+from hwnas.space.user.parts import Follows, Searched
+from hwnas.space.user.shared import SharedModule
+from hwnas.space.user.space import UserSpace
 
 if TYPE_CHECKING:
-    from hwnas.space.user_supernet import UserSupernet
+    from hwnas.space.user.supernet import UserSupernet
 
 
 class Conv(nn.Module):

@@ -10,8 +10,8 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError, HwnasError, InputFileError, nearest
 from hwnas.core.named_code import attribute_of, imported, is_file, on_import_path
-from hwnas.space.user_chain import Part, parts_of
-from hwnas.space.user_spec import USER
+from hwnas.space.user.chain import Part, parts_of
+from hwnas.space.user.spec import USER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from torch import nn
 
 from hwnas.space.blocks import Head, Stem
 from hwnas.space.energy import channel_energy
-from hwnas.space.mbconv_superblock import PARTS, MBConvSuperblock
+from hwnas.space.mbconv.superblock import PARTS, MBConvSuperblock
 from hwnas.space.supernet import Observed, Supernet
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hwnas.space.blocks import Normalize
     from hwnas.space.genotype import Genotype
-    from hwnas.space.mbconv_space import MBConvSpace
+    from hwnas.space.mbconv.space import MBConvSpace
 
 
 @final

@@ -13,20 +13,20 @@ from hwnas.space.blocks import Normalize
 from hwnas.space.chain_space import ChainSpace
 from hwnas.space.genotype import Genotype
 from hwnas.space.operators import as_trained
-from hwnas.space.user_chain import run_steps
-from hwnas.space.user_network import UserNetwork, fixed_steps, steps_of
-from hwnas.space.user_source import declared_parts
-from hwnas.space.user_spec import differences
-from hwnas.space.user_supernet import UserSupernet
-from hwnas.space.user_survey import user_spec
+from hwnas.space.user.chain import run_steps
+from hwnas.space.user.network import UserNetwork, fixed_steps, steps_of
+from hwnas.space.user.source import declared_parts
+from hwnas.space.user.spec import differences
+from hwnas.space.user.supernet import UserSupernet
+from hwnas.space.user.survey import user_spec
 from hwnas_profilers.workload import Operator, OperatorKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from hwnas.space.chain_space import Link
-    from hwnas.space.user_chain import Part, Step
-    from hwnas.space.user_spec import UserOperator, UserSpec
+    from hwnas.space.user.chain import Part, Step
+    from hwnas.space.user.spec import UserOperator, UserSpec
 
     Shape = tuple[int, int, int]
     # Given the parts, newly made: those that an operator runs.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, final
 from torch import nn
 
 from hwnas.space.blocks import Head, InvertedResidual, Stem, hidden_width
-from hwnas.space.mbconv_resize import Resize
+from hwnas.space.mbconv.resize import Resize
 from hwnas.space.supernet import SlimNetwork
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.space.blocks import Normalize
-    from hwnas.space.mbconv_spec import MBConvChoice, MBConvSpec
+    from hwnas.space.mbconv.spec import MBConvChoice, MBConvSpec
 
 
 @final

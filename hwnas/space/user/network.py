@@ -10,15 +10,15 @@ from torch import nn
 
 from hwnas.space.blocks import Normalize
 from hwnas.space.supernet import SlimNetwork
-from hwnas.space.user_chain import Step, run_steps
+from hwnas.space.user.chain import Step, run_steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from hwnas.space.user_chain import Part
-    from hwnas.space.user_spec import UserBlock, UserOption, UserSpec
+    from hwnas.space.user.chain import Part
+    from hwnas.space.user.spec import UserBlock, UserOption, UserSpec
 
 
 @final

@@ -10,7 +10,7 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError, InputFileError
 from hwnas.space.spec import space_spec
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HEAD = """
 from torch import nn
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 def conv(i, o, stride=1):
     return nn.Conv2d(i, o, 3, stride, 1)

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import Normalize
 from hwnas.space.operators import folded_weights
-from hwnas.space.user_chain import FIXED, Part, Step, run_steps
-from hwnas.space.user_source import declared_parts, function_of, shape_and_classes
-from hwnas.space.user_spec import UserBlock, UserOperator, UserOption, UserSpec
+from hwnas.space.user.chain import FIXED, Part, Step, run_steps
+from hwnas.space.user.source import declared_parts, function_of, shape_and_classes
+from hwnas.space.user.spec import UserBlock, UserOperator, UserOption, UserSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from hwnas.space.batch_norm import synchronized
 from hwnas.space.energy import channel_energy
-from hwnas.space.mbconv_masks import FLOOR, PathOptions
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec, MBConvStage
+from hwnas.space.mbconv.masks import FLOOR, PathOptions
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBCONV_SPACES, MBConvSpec, MBConvStage
 from hwnas.space.operators import as_trained
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hwnas.space.genotype import Genotype
-    from hwnas.space.mbconv_superblock import MBConvSuperblock
-    from hwnas.space.mbconv_supernet import MBConvSupernet
+    from hwnas.space.mbconv.superblock import MBConvSuperblock
+    from hwnas.space.mbconv.supernet import MBConvSupernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

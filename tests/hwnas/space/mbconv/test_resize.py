@@ -13,9 +13,9 @@ from hwnas.core.environment import provenance
 from hwnas.core.errors import ConfigError, MissingDependencyError, TargetError
 from hwnas.latency.model import LatencyModel
 from hwnas.space.chain_space import all_genotypes
-from hwnas.space.mbconv_resize import Resize
-from hwnas.space.mbconv_space import MBConvSpace
-from hwnas.space.mbconv_spec import MBConvSpec, MBConvStage
+from hwnas.space.mbconv.resize import Resize
+from hwnas.space.mbconv.space import MBConvSpace
+from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.operators import (
     macs_of_operator,
     module_of_operator,

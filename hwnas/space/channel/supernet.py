@@ -16,9 +16,9 @@ from hwnas.space.blocks import (
     expansion_width,
     hidden_width,
 )
-from hwnas.space.channel_masks import ChannelMasks, first_channels
+from hwnas.space.channel.masks import ChannelMasks, first_channels
+from hwnas.space.channel.network import ChannelNetwork
 from hwnas.space.energy import observed
-from hwnas.space.network import ChannelNetwork
 from hwnas.space.supernet import Observed, Supernet
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.space.blocks import Normalize
-    from hwnas.space.channel_masks import BlockMasks
-    from hwnas.space.channel_space import ChannelSpace
+    from hwnas.space.channel.masks import BlockMasks
+    from hwnas.space.channel.space import ChannelSpace
     from hwnas.space.genotype import Genotype
 
 

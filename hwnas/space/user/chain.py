@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hwnas.core.errors import ConfigError
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -106,7 +106,7 @@ def parts_of(network: nn.Sequential, source: str) -> list[Part]:
     if not any(part.kind == "searched" for part in parts):
         raise ConfigError(
             f"{source} has no searched part",
-            hint="mark one: Searched({...}, widths=(32, 24, 16)) of hwnas.space.user_parts",
+            hint="mark one: Searched({...}, widths=(32, 24, 16)) of hwnas.space.user.parts",
         )
     names = [part.name for part in parts]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -7,8 +7,8 @@ import pytest
 
 from hwnas.core.decoding import decode_json, encode_json
 from hwnas.core.errors import ConfigError
-from hwnas.space.channel_spec import CHANNEL_SPACES
-from hwnas.space.mbconv_spec import MBCONV_SPACES, MBConvSpec, MBConvStage
+from hwnas.space.channel.spec import CHANNEL_SPACES
+from hwnas.space.mbconv.spec import MBCONV_SPACES, MBConvSpec, MBConvStage
 from hwnas.space.spec import space_spec
 
 SPEC = MBCONV_SPACES["mbconv-32"]

@@ -11,16 +11,16 @@ from torch.nn import functional
 from hwnas.space.batch_norm import batch_norm
 from hwnas.space.blocks import ConvUnit, SqueezeExcite
 from hwnas.space.energy import observed
-from hwnas.space.mbconv_masks import FLOOR, PathOptions, first_channels
-from hwnas.space.mbconv_resize import resized
+from hwnas.space.mbconv.masks import FLOOR, PathOptions, first_channels
+from hwnas.space.mbconv.resize import resized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from hwnas.space.mbconv_masks import PathMasks
-    from hwnas.space.mbconv_spec import MBConvBlock, MBConvSpec
+    from hwnas.space.mbconv.masks import PathMasks
+    from hwnas.space.mbconv.spec import MBConvBlock, MBConvSpec
 
 PARTS = ("expand", "depthwise", "project")
 """Layers of a block that may learn from a tutor."""

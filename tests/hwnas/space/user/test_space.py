@@ -17,18 +17,18 @@ from hwnas.core.errors import ConfigError
 from hwnas.data.sources import DataConfig, load_data
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec, spec_from_plain
-from hwnas.space.user_space import UserSpace
+from hwnas.space.user.space import UserSpace
 from hwnas_profilers.workload import OperatorKey, chain_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "user_space.py"
+EXAMPLE = Path(__file__).parents[4] / "examples" / "user_space.py"
 NETWORK = """
 import torch
 from torch import nn
-from hwnas.space.user_parts import Follows, Searched
+from hwnas.space.user.parts import Follows, Searched
 
 class Head(nn.Module):
     def __init__(self, width, classes):

@@ -11,9 +11,9 @@ from torch import nn
 from hwnas.space.blocks import Normalize
 from hwnas.space.energy import channel_energy
 from hwnas.space.supernet import Observed, Supernet
-from hwnas.space.user_chain import Step, run_steps
-from hwnas.space.user_network import fixed_steps, steps_of, tapped_parts
-from hwnas.space.user_shared import SharedModule
+from hwnas.space.user.chain import Step, run_steps
+from hwnas.space.user.network import fixed_steps, steps_of, tapped_parts
+from hwnas.space.user.shared import SharedModule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.space.genotype import Genotype
-    from hwnas.space.user_chain import Part
-    from hwnas.space.user_shared import Pair
-    from hwnas.space.user_spec import UserSpec
+    from hwnas.space.user.chain import Part
+    from hwnas.space.user.shared import Pair
+    from hwnas.space.user.spec import UserSpec
 
 
 @final

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, final
 from hwnas.core.errors import ConfigError, nearest
 from hwnas.space.chain_space import BlockSpace
 from hwnas.space.genotype import Genotype
-from hwnas.space.mbconv_network import MBConvNetwork, hidden_of_expansion
-from hwnas.space.mbconv_supernet import MBConvSupernet
+from hwnas.space.mbconv.network import MBConvNetwork, hidden_of_expansion
+from hwnas.space.mbconv.supernet import MBConvSupernet
 from hwnas.space.operators import HSWISH, HSWISH_SE, RESIZE
 from hwnas_profilers.workload import OperatorKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hwnas.space.mbconv_spec import MBConvSpec
+    from hwnas.space.mbconv.spec import MBConvSpec
 
 
 @final

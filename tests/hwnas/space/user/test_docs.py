@@ -18,7 +18,7 @@ from hwnas.stages.config import load_config
 if TYPE_CHECKING:
     from hwnas.space.chain_space import ChainSpace
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "user-spaces.md").read_text(encoding="utf-8")
 
 

@@ -1,0 +1,1 @@
+"""Spaces that search channel widths: RNAS-CL's, by DMaskingNAS masks."""

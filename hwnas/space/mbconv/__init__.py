@@ -1,0 +1,1 @@
+"""Spaces that search kernel, expansion, squeeze-and-excitation, width and depth."""
