@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hwnas.core.artifacts import write_atomically
 from hwnas.core.errors import ArtifactError, InputFileError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import nn
@@ -68,3 +71,18 @@ def read_weights(path: Path, network: nn.Module) -> None:
             f"{path} holds {len(extra)} tensors that the network has not: {', '.join(extra[:3])}"
         )
     network.load_state_dict(state)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Have torch refuse pickled objects, whatever the library that loads weights asks it for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

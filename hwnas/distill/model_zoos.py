@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from hwnas.core.errors import ConfigError, InputFileError, MissingDependencyError, nearest
+from hwnas.core.weights import tensors_only
 from hwnas.space.blocks import Normalize
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _require_name(zoo: str, name: str, known: Iterable[str]) -> None:
 
 def _fetched(zoo: str, name: str, load: Callable[[], nn.Module]) -> nn.Module:
     try:
-        with _tensors_only():
+        with tensors_only():
             return load()
     except Exception as error:  # of the network, the disk, the hub's own library, the file
         reason = str(error).strip().partition("\n")[0]
@@ -182,21 +182,6 @@ def _fetched(zoo: str, name: str, load: Callable[[], nn.Module]) -> nn.Module:
             hint="without a network, set `weights` to a safetensors file of them: see "
             "docs/teachers.md",
         ) from error
-
-
-@contextmanager
-def _tensors_only() -> Iterator[None]:
-    """Have torch.load refuse all but plain tensors, whatever the zoo asks it for."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @contextmanager

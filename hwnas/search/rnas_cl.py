@@ -100,6 +100,12 @@ class SearchConfig:
             )
         if self.batch < 2 or self.attention_size < 1:
             raise ConfigError("`batch` is at least 2 and `attention_size` at least 1")
+        if self.tutors == "searched" and self.attention_weight == 0:
+            raise ConfigError(
+                "`attention_weight` is 0, so nothing would tell which tutors to choose, but `tutors` "
+                'is "searched"',
+                hint='set `tutors = "none"` in [search] to search without them',
+            )
         check_rates(
             self,
             positive=("learning_rate", "choice_learning_rate", "temperature_start",

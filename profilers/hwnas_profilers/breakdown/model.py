@@ -6,8 +6,6 @@ own code, named on purpose.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.core.errors import ConfigError, ExportError, InputFileError, nearest
 from hwnas.core.named_code import attribute_of, imported, is_file, on_import_path
+from hwnas.core.weights import tensors_only
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx
     from torch import nn
 
@@ -175,7 +172,7 @@ def _source_from_program(path: Path) -> ModelSource:
     from torch import Tensor
 
     try:
-        with _weights_only():
+        with tensors_only():
             program = torch.export.load(path)
         module = torch.export.unflatten(program)
     except Exception as error:
@@ -201,21 +198,6 @@ def _source_from_program(path: Path) -> ModelSource:
         example_shape=shape,
         digests={"model": sha256_of_file(path)},
     )
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """Have torch refuse pickled objects, which `torch.export.load` else takes as a last resort."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _call(make: Any, text: str) -> Any:

@@ -18,6 +18,7 @@ from hwnas.core.errors import (
 )
 from hwnas.data.images import ImageData
 from hwnas.data.sources import DataConfig
+from hwnas.distill.tutors import fixed_tutors
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype
@@ -27,7 +28,7 @@ from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.operators import macs_of_operator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from hwnas.core.progress import Progress
@@ -206,7 +207,7 @@ def test_a_budget_that_the_table_knows_nothing_of_is_refused_at_once(
 def test_the_papers_latency_term_lowers_the_expected_latency(
     searcher: Searcher, tmp_path: Path
 ) -> None:
-    config = replace(LONGER, latency_term="product", attention_weight=0.0)
+    config = replace(LONGER, latency_term="product", tutors="none")
     outcome = searcher.run(tmp_path / "c", config)
     assert outcome.expected_ms < 0.95 * searcher.even_ms
     assert all(figures["multiplier"] == 0 for figures in outcome.history)
@@ -307,6 +308,7 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(
         ({"weight_decay": -1.0}, "`weight_decay` is a number of at least 0"),
         ({"choice_weight_decay": -1.0}, "`choice_weight_decay` is a number of at least 0"),
         ({"attention_weight": float("nan")}, "`attention_weight` is a number of at least 0"),
+        ({"attention_weight": 0.0}, "nothing would tell which tutors"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -339,3 +341,41 @@ def test_a_record_survives_its_round_trip_and_names_the_tutors(
     for weights, row in zip(record.tutor_weights, record.tutor_probabilities, strict=True):
         assert row[weights.index(1.0)] == max(row)
         assert sum(weights) == 1.0
+
+
+@pytest.mark.parametrize("selection", ["none", "uniform", "random", "depth", "last"])
+def test_a_selection_that_is_not_searched_stays_as_it_is(
+    searcher: Searcher, tmp_path: Path, selection: Any
+) -> None:
+    config = replace(CONFIG, tutors=selection)
+    outcome = searcher.run(tmp_path / "c", config=config)
+    students, teachers = len(outcome.supernet.tap_names), len(searcher.teacher.layers)
+    draw = torch.Generator().manual_seed(0)
+    fixed = fixed_tutors(selection, students, teachers, draw)
+    assert outcome.tutor_probabilities == tuple(tuple(row) for row in fixed.tolist())
+    # The widths are learned all the same.
+    assert any(abs(row[0] - row[1]) > 1e-3 for row in outcome.log_probabilities)
+
+
+def test_bfloat16_and_plain_layout_search_too(searcher: Searcher, tmp_path: Path) -> None:
+    losses = [
+        searcher.run(tmp_path / f"{index}", config=replace(CONFIG, **settings)).history[-1]["loss"]
+        for index, settings in enumerate(({}, {"channels_last": False}, {"precision": "bf16"}))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[2] == pytest.approx(losses[0], rel=0.1)
+    assert losses[2] != losses[0]
+
+
+def test_the_log_is_told_of_every_epoch(searcher: Searcher, tmp_path: Path) -> None:
+    told: list[tuple[str, int, set[str]]] = []
+
+    class Log:
+        def log(self, name: str, figures: Mapping[str, float], *, epoch: int) -> None:
+            told.append((name, epoch, set(figures)))
+
+    outcome = searcher.run(tmp_path / "c", config=CONFIG, log=Log())
+    assert [(name, epoch) for name, epoch, _ in told] == [
+        ("search", epoch + 1) for epoch in range(len(outcome.history))
+    ]
+    assert told[-1][2] == set(outcome.history[-1])
