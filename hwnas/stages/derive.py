@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 10
 MAX_WIDENED = 4
 """Networks that are tried in all to use more of a budget that one of them keeps."""
-SLACK = 0.03
-"""Share of a budget that may be left: less is within the noise of a shared machine."""
+SLACK = 0.05
+"""Share of a budget that may be left; of more, use is made."""
+MARGIN = 0.03
+"""Share of a budget that is then left: who tries for more picks measurements that were lucky."""
 CONFIRMATIONS = 3
 """Measurements of a network whose first is near the budget or over it."""
 
@@ -252,7 +254,10 @@ def make_derivation(
                 metered=metered,
             )
             attempts.append(attempt)
-            tighter = _tightened(attempt, costs, asked, bounds, progress)
+            goal = asked
+            if chosen is not None:
+                goal = replace(asked, latency_ms=(1.0 - MARGIN) * asked.latency_ms)
+            tighter = _tightened(attempt, costs, goal, bounds, progress)
             if tighter == bounds:
                 chosen = attempt
             elif chosen is None:
@@ -332,7 +337,8 @@ def _wider_ms(chosen: Attempt, attempts: Sequence[Attempt], budgets: Budgets) ->
         return None
     if not _leaves_slack(chosen.measured, budgets) or len(attempts) > MAX_WIDENED:
         return None
-    wider_ms = chosen.predicted_ms * budget_us / chosen.measured.median_us
+    aim_us = (1.0 - MARGIN) * budget_us
+    wider_ms = chosen.predicted_ms * aim_us / chosen.measured.median_us
     over = [each.predicted_ms for each in attempts if each.predicted_ms > chosen.predicted_ms]
     return min([wider_ms, *((chosen.predicted_ms + each) / 2 for each in over)])
 
