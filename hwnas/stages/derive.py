@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hwnas.search.records import Attempt, Derivation
     from hwnas_profilers.profiler import Profiler
     from hwnas_profilers.records import EnergyStatistics, Statistics
+    from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.timing import TimingSettings
     from hwnas_profilers.workload import Workload
 
@@ -28,6 +29,8 @@ SLACK = 0.05
 """Share of a budget that may be left; of more, use is made."""
 MARGIN = 0.03
 """Share of a budget that is then left: who tries for more picks measurements that were lucky."""
+KNOWN_ERRORS = 3.0
+"""Mean errors of the table on held-out networks by which a prediction may exceed a budget."""
 CONFIRMATIONS = 3
 """Measurements of a network whose first is near the budget or over it."""
 
@@ -266,7 +269,7 @@ def make_derivation(
                     # Below the fastest network there is none; but that one may yet be within.
                     bounds = replace(bounds, latency_ms=fastest_ms)
             if chosen is not None:
-                wider_ms = _wider_ms(chosen, attempts, asked)
+                wider_ms = _wider_ms(chosen, attempts, asked, table)
                 if wider_ms is None:
                     break
                 bounds = replace(bounds, latency_ms=wider_ms)
@@ -325,22 +328,27 @@ def _leaves_slack(measured: Statistics, budgets: Budgets) -> bool:
     return measured.median_us < (1.0 - SLACK) * budgets.latency_ms * 1e3
 
 
-def _wider_ms(chosen: Attempt, attempts: Sequence[Attempt], budgets: Budgets) -> float | None:
+def _wider_ms(
+    chosen: Attempt, attempts: Sequence[Attempt], budgets: Budgets, table: LatencyTable
+) -> float | None:
     """Return a bound on the prediction that may use more of the budget; None of none.
 
     A table that is a little off predicts too much of a network as easily as too little. Where the
     best network within the budget measures well below it, what it measured says by how much; what
-    measured over the budget is approached by halves.
+    measured over the budget is approached by halves. Further than the table is known to err nothing
+    is widened: what measures shorter than that is a machine that is faster for a while.
     """
     budget_us = budgets.latency_ms * 1e3
-    if chosen.measured is None or not isfinite(budget_us):
+    if chosen.measured is None or not isfinite(budget_us) or table.calibration is None:
         return None
     if not _leaves_slack(chosen.measured, budgets) or len(attempts) > MAX_WIDENED:
         return None
     aim_us = (1.0 - MARGIN) * budget_us
     wider_ms = chosen.predicted_ms * aim_us / chosen.measured.median_us
     over = [each.predicted_ms for each in attempts if each.predicted_ms > chosen.predicted_ms]
-    return min([wider_ms, *((chosen.predicted_ms + each) / 2 for each in over)])
+    error = KNOWN_ERRORS * table.calibration.holdout.mape_percent / 100.0
+    limit_ms = (1.0 + error) * budgets.latency_ms
+    return min([wider_ms, limit_ms, *((chosen.predicted_ms + each) / 2 for each in over)])
 
 
 def _metered(

@@ -358,9 +358,10 @@ def test_a_selection_that_is_not_searched_stays_as_it_is(
 
 
 def test_bfloat16_and_plain_layout_search_too(searcher: Searcher, tmp_path: Path) -> None:
+    variants: list[dict[str, Any]] = [{}, {"channels_last": False}, {"precision": "bf16"}]
     losses = [
         searcher.run(tmp_path / f"{index}", config=replace(CONFIG, **settings)).history[-1]["loss"]
-        for index, settings in enumerate(({}, {"channels_last": False}, {"precision": "bf16"}))
+        for index, settings in enumerate(variants)
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[2] == pytest.approx(losses[0], rel=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,6 +20,7 @@ from hwnas.search.records import SearchRecord, read_derivation
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.channel.space import ChannelSpace
 from hwnas.stages import search as search_stage
+from hwnas.stages import searched
 from hwnas.stages.config import BudgetConfig, RunConfig
 from hwnas.stages.derive import derive
 from hwnas_profilers import profiler as profilers
@@ -359,6 +361,18 @@ def test_before_it_gives_up_it_tries_the_fastest(
     assert not case.out.exists()
 
 
+def known_to_err(percent: float) -> Any:
+    """Read tables as ever, and let them have been found to err by so much."""
+    read = searched.costs_of_search
+
+    def costs_of_search(*arguments: Any, **options: Any) -> Any:
+        record, costs, table = read(*arguments, **options)
+        calibration: Any = SimpleNamespace(holdout=SimpleNamespace(mape_percent=percent))
+        return record, costs, replace(table, calibration=calibration)
+
+    return costs_of_search
+
+
 def test_what_a_table_predicts_too_high_is_made_use_of(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,6 +392,9 @@ def test_what_a_table_predicts_too_high_is_made_use_of(
         return [NetworkTiming(statistics=statistics, first_us=us, second_us=us)]
 
     monkeypatch.setattr(FakeProfiler, "time_networks", time_networks)
+    # A table that nothing tells the error of is taken at its word.
+    assert case.derive(budget_ms=budget_ms, measure=True).blocks == by_prediction.blocks
+    monkeypatch.setattr(searched, "costs_of_search", known_to_err(10.0))
     found = case.derive(budget_ms=budget_ms, measure=True, progress=fake)
     assert by_prediction.predicted_ms < found.predicted_ms
     assert found.measured_ms <= budget_ms
