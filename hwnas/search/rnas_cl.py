@@ -102,8 +102,8 @@ class SearchConfig:
             raise ConfigError("`batch` is at least 2 and `attention_size` at least 1")
         if self.tutors == "searched" and self.attention_weight == 0:
             raise ConfigError(
-                "`attention_weight` is 0, so nothing would tell which tutors to choose, but `tutors` "
-                'is "searched"',
+                '`tutors` is "searched", but `attention_weight` is 0: nothing would tell which '
+                "tutors to choose",
                 hint='set `tutors = "none"` in [search] to search without them',
             )
         check_rates(

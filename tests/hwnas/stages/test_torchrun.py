@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 # What `python -m torch.distributed.run` does, with this interpreter's command line behind it.
 TORCHRUN = """
+import sys
 from torch.distributed.run import main
 sys.argv[1:] = ["--standalone", "--nproc-per-node", "2", "-m", "hwnas.cli", *sys.argv[1:]]
 main()
