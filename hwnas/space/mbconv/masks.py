@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from hwnas.space.blocks import hidden_width, squeeze_width
+from hwnas.space.channel.masks import first_channels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,12 +153,6 @@ class PathOptions(nn.Module):
             return values
         steps = reversed(list(zip(values, self._steps, strict=True)))
         return torch.cat([value.expand(step, *value.shape) for value, step in steps])
-
-
-def first_channels(widths: Sequence[int]) -> Tensor:
-    """Return (widths, the widest): row i is one on the first `widths[i]` channels."""
-    channels = torch.arange(max(widths))
-    return (channels[None, :] < torch.tensor(widths)[:, None]).to(torch.float32)
 
 
 def _center(kernel: int, largest: int) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from torch import nn
 
-from hwnas.space.blocks import Head, InvertedResidual, Stem, hidden_width
+from hwnas.space.blocks import Head, InvertedResidual, Stem, expansion_width
 from hwnas.space.mbconv.resize import Resize
 from hwnas.space.supernet import SlimNetwork
 
@@ -74,11 +74,6 @@ class MBConvNetwork(SlimNetwork):
         return logits
 
 
-def hidden_of_expansion(width_in: int, expansion: int) -> int:
-    """Return the hidden channels of a block; 0 at expansion 1, which has no expansion."""
-    return 0 if expansion == 1 else hidden_width(width_in, expansion)
-
-
 def _module(choice: MBConvChoice, width_in: int, stride: int) -> nn.Module:
     block = choice.block
     if block is None:
@@ -86,7 +81,7 @@ def _module(choice: MBConvChoice, width_in: int, stride: int) -> nn.Module:
     return InvertedResidual(
         width_in,
         choice.width,
-        hidden=hidden_of_expansion(width_in, block.expansion),
+        hidden=expansion_width(width_in, block.expansion),
         kernel=block.kernel,
         stride=stride,
         se=block.se,

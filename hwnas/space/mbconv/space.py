@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from hwnas.core.errors import ConfigError, nearest
+from hwnas.space.blocks import expansion_width
 from hwnas.space.chain_space import BlockSpace
 from hwnas.space.genotype import Genotype
-from hwnas.space.mbconv.network import MBConvNetwork, hidden_of_expansion
+from hwnas.space.mbconv.network import MBConvNetwork
 from hwnas.space.mbconv.supernet import MBConvSupernet
 from hwnas.space.operators import HSWISH, HSWISH_SE, RESIZE
 from hwnas_profilers.workload import OperatorKey
@@ -119,7 +120,7 @@ class MBConvSpace(BlockSpace):
             out_shape=out_shape,
             kernel=option.kernel,
             stride=stride,
-            hidden=hidden_of_expansion(in_shape[0], option.expansion),
+            hidden=expansion_width(in_shape[0], option.expansion),
             variant=HSWISH_SE if option.se else HSWISH,
             batch=self.batch,
             dtype=self.dtype,

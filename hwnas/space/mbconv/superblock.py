@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from hwnas.space.batch_norm import batch_norm
 from hwnas.space.blocks import ConvUnit, SqueezeExcite
+from hwnas.space.channel.masks import first_channels
 from hwnas.space.energy import observed
-from hwnas.space.mbconv.masks import FLOOR, PathOptions, first_channels
+from hwnas.space.mbconv.masks import FLOOR, PathOptions
 from hwnas.space.mbconv.resize import resized
 
 if TYPE_CHECKING:
@@ -114,13 +115,13 @@ class MBConvPath(nn.Module):
 
         expanded = features
         if self.expand is not None:
-            conv, norm = _layers(self.expand)
+            conv, norm = self.expand.conv, self.expand.norm
             expanded = batch_norm(norm, conv(features), openness=masks.hidden_share)
             expanded = functional.hardswish(expanded)
         # Without an expansion it is the input, which is masked already.
         expanded = seen(expanded, None if self.expand is None else masks.hidden)
 
-        conv, norm = _layers(self.depthwise)
+        conv, norm = self.depthwise.conv, self.depthwise.norm
         kernel = conv.weight if masks.taps is None else conv.weight * masks.taps
         filtered = functional.conv2d(
             expanded,
@@ -134,7 +135,7 @@ class MBConvPath(nn.Module):
             filtered = filtered * _factors(self.squeeze_excite, filtered, masks)
         filtered = seen(filtered, masks.hidden)
 
-        conv, norm = _layers(self.project)
+        conv, norm = self.project.conv, self.project.norm
         kernel = conv.weight * masks.projection[:, :, None, None]
         projected = batch_norm(
             norm,
@@ -273,10 +274,3 @@ def _mean_energies(paths: Sequence[PathOutput]) -> Energies:
         torch.lerp(one, other, part)
         for one, other in zip(wide.energies, narrow.energies, strict=True)
     )
-
-
-def _layers(unit: ConvUnit) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    conv, norm = unit[0], unit[1]
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    return conv, norm
