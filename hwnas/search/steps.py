@@ -217,6 +217,10 @@ class SearchSteps:
         # The teacher first: afterward it would push what backward needs out of the cache.
         taught = self._taught(images) if len(images) else None
         gates = sample_gates(self.choices, temperature, generator, hard=config.gates == "hard")
+        # Drawn whether or not this process has images: else its later gates were not the others'.
+        tutors = self._fixed_tutors
+        if tutors is None:
+            tutors = gumbel_softmax(self.choices.tutors, temperature, generator)
         with torch.autocast(
             images.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
         ):
@@ -229,9 +233,6 @@ class SearchSteps:
         prediction = self._prediction_loss(logits, teacher_logits, labels)
         if teacher_maps is None:
             return weight * prediction
-        tutors = self._fixed_tutors
-        if tutors is None:
-            tutors = gumbel_softmax(self.choices.tutors, temperature, generator)
         maps = maps_of_energies(energies, config.attention_size)
         attention = attention_loss(attention_distances(maps, teacher_maps), tutors)
         return weight * (prediction + len(images) * config.attention_weight * attention)

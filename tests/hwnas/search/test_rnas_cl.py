@@ -24,8 +24,10 @@ from hwnas.search.budget import Budgets
 from hwnas.search.derive import best_genotype
 from hwnas.search.records import SearchRecord, read_search
 from hwnas.search.rnas_cl import SearchConfig, SearchOutcome, search_supernet
+from hwnas.search.steps import SearchSteps
 from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.operators import macs_of_operator
+from hwnas.training.processes import Processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -380,3 +382,23 @@ def test_the_log_is_told_of_every_epoch(searcher: Searcher, tmp_path: Path) -> N
         ("search", epoch + 1) for epoch in range(len(outcome.history))
     ]
     assert told[-1][2] == set(outcome.history[-1])
+
+
+def test_a_process_without_images_draws_what_the_others_draw(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = Processes(accelerator="cpu")
+    steps = SearchSteps(
+        searcher.space, searcher.costs, searcher.teacher, searcher.data, DataConfig(), CONFIG,
+        Budgets(latency_ms=searcher.budget(0.5)), seed=0, processes=processes,
+    )  # fmt: skip
+    steps.supernet.eval()  # alone there is no batch to normalize over
+    monkeypatch.setattr(steps.supernet, "train", lambda: steps.supernet)
+    states = []
+    for count in (4, 0):
+        generator = torch.Generator().manual_seed(7)
+        images, labels = searcher.data.train.pixels()[:count], searcher.data.train.labels[:count]
+        loss = steps.step_weights(images, labels, 4, 1.0, generator)
+        assert math.isfinite(float(loss))
+        states.append(generator.get_state())
+    assert torch.equal(*states)
