@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hwnas.pipeline import run
+    from hwnas.stages.attack import attack
     from hwnas.stages.calibrate import calibrate
+    from hwnas.stages.certify import certify
     from hwnas.stages.derive import derive
     from hwnas.stages.doctor import doctor
     from hwnas.stages.export import export
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
     from hwnas.stages.teacher import teacher
     from hwnas.stages.train import train
     from hwnas.stages.verify import verify
+    from hwnas.study.ensemble import study_ensemble
+    from hwnas.study.run import study_run, study_show
 
 __all__ = [
+    "attack",
     "calibrate",
+    "certify",
     "derive",
     "doctor",
     "export",
@@ -37,6 +43,9 @@ __all__ = [
     "report",
     "run",
     "search",
+    "study_ensemble",
+    "study_run",
+    "study_show",
     "table_diff",
     "table_merge",
     "table_show",
@@ -61,8 +70,13 @@ FUNCTIONS = {
     "train": "hwnas.stages.train:train",
     "export": "hwnas.stages.export:export",
     "verify": "hwnas.stages.verify:verify",
+    "attack": "hwnas.stages.attack:attack",
+    "certify": "hwnas.stages.certify:certify",
     "report": "hwnas.stages.report:report",
     "run": "hwnas.pipeline:run",
+    "study_run": "hwnas.study.run:study_run",
+    "study_show": "hwnas.study.run:study_show",
+    "study_ensemble": "hwnas.study.ensemble:study_ensemble",
 }
 """Where each function is, by the name of its command; in the order of the loop.
 

@@ -162,13 +162,11 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
 def _table(config: RunConfig, space: ChainSpace, out: Path, progress: Progress) -> LatencyTable:
     """Measure and calibrate the table, or check the one that was given."""
     from hwnas.core.environment import this_device
-    from hwnas.stages.calibrate import make_calibration
-    from hwnas.stages.profile import make_table
     from hwnas.stages.spaces import say_if_uncalibrated
     from hwnas_profilers.table import LatencyTable
 
-    target, threads = config.target.name, config.target.threads
     if config.table.path:
+        target, threads = config.target.name, config.target.threads
         table = LatencyTable.read(Path(config.table.path))
         table.require(
             target=target,
@@ -178,7 +176,18 @@ def _table(config: RunConfig, space: ChainSpace, out: Path, progress: Progress) 
         )
         say_if_uncalibrated(table, progress)
         return table
-    path = out / TABLE_FILE
+    return calibrated_table(config, space, out / TABLE_FILE, progress)
+
+
+def calibrated_table(
+    config: RunConfig, space: ChainSpace, path: Path, progress: Progress
+) -> LatencyTable:
+    """Measure and calibrate a table by a run's settings, going on with one that is there."""
+    from hwnas.stages.calibrate import make_calibration
+    from hwnas.stages.profile import make_table
+    from hwnas_profilers.table import LatencyTable
+
+    target, threads = config.target.name, config.target.threads
     table = make_table(
         space, target, path, threads=threads, settings=config.table.timing, progress=progress
     )

@@ -72,6 +72,15 @@ COMMANDS = {
         summary="Check a bundle's engine: parity, latency, accuracy and robustness.",
         positional=("bundle",),
     ),
+    "attack": CommandEntry(
+        summary="Attack a model, and check that the attacks can be trusted.",
+        positional=("model",),
+    ),
+    "certify": CommandEntry(
+        summary="Prove for how many test images, and how far around each, a network cannot be "
+        "fooled.",
+        positional=("model",),
+    ),
     "report": CommandEntry(
         summary="Write the HTML report of a run.",
         positional=("run",),
@@ -80,9 +89,23 @@ COMMANDS = {
         summary="Go from a device to a verified bundle: all stages, resumed where they stopped.",
         positional=("config",),
     ),
+    "study run": CommandEntry(
+        summary="Run a study: every arm in every seed, judged alike, with intervals.",
+        positional=("study",),
+    ),
+    "study show": CommandEntry(
+        summary="Show what a study has found so far, and write its table, pictures and page again.",
+        positional=("study",),
+    ),
+    "study ensemble": CommandEntry(
+        summary="Compare ensembles with one wider network of equal latency, and with each other.",
+    ),
 }
 
-GROUPS = {"table": "Show, compare, merge and check latency tables."}
+GROUPS = {
+    "table": "Show, compare, merge and check latency tables.",
+    "study": "Run arms over seeds, judged alike, and compare them.",
+}
 """Commands that only hold others, with their one-line helps."""
 
 

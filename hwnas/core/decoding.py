@@ -137,7 +137,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _refuse_unknown_keys(document: object, kind: Any, *, where: str, source: str) -> None:
-    """Walk data beside its type; raise on a key that no dataclass on the way has."""
+    """Walk data beside its type; raise on a key or a name that its type does not have."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         # Only one branch of our unions is a dataclass, a list of them, or None.
@@ -154,6 +154,15 @@ def _refuse_unknown_keys(document: object, kind: Any, *, where: str, source: str
         for key, item in document.items():
             value_kind = typing.get_args(kind)[1]
             _refuse_unknown_keys(item, value_kind, where=f"{where}.{key}", source=source)
+        return
+    if origin is typing.Literal and isinstance(document, str):
+        choices = [choice for choice in typing.get_args(kind) if isinstance(choice, str)]
+        if choices and document not in choices:
+            similar = nearest(document, choices)
+            hint = f"did you mean `{similar[0]}`?" if similar else f"known: {', '.join(choices)}"
+            raise ConfigError(
+                f"{source} at {where.lstrip('.')}: Invalid enum value '{document}'", hint=hint
+            )
         return
     if not (dataclasses.is_dataclass(kind) and isinstance(document, dict)):
         return

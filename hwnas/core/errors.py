@@ -14,7 +14,11 @@
     ├── TrainingDivergedError (ArithmeticError)  a loss that is no longer a finite number
     ├── ProcessError (RuntimeError)            one of several processes of a run that is lost
     ├── ExportError (RuntimeError)             a network that could not be exported as promised
-    └── GateFailedError (AssertionError)       an engine that failed a gate of `hwnas verify`
+    ├── UnboundedOperationError (NotImplementedError)  an operation without a sound bound
+    ├── CertificateBrokenError (ArithmeticError)  a certified image that an attack broke: our fault
+    ├── StudyError (RuntimeError)              a study of which an arm came to no figures
+    ├── UnfinishedError (RuntimeError)         work that stopped as asked, to be gone on with
+    └── GateFailedError (AssertionError)       a gate of `hwnas verify` or a check of `hwnas attack`
 
 A message says what is wrong and where; `hint` says how to mend it. The command line prints both and
 exits with `exit_code`.
@@ -100,8 +104,42 @@ class ExportError(HwnasError, RuntimeError):
     """A network could not be exported as promised."""
 
 
+class StudyError(HwnasError, RuntimeError):
+    """Of a study, one or more arms came to no figures; the others did.
+
+    Attributes:
+        result: What the command that raises it would have returned.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", result: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.result = result
+
+
+class UnfinishedError(HwnasError, RuntimeError):
+    """Work stopped at a checkpoint after the time that it was given; run again, it goes on.
+
+    Attributes:
+        result: What the command that raises it would have returned, as far as it got.
+    """
+
+    exit_code: ClassVar[int] = 4
+
+    def __init__(self, message: str, *, hint: str = "", result: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.result = result
+
+
+class UnboundedOperationError(HwnasError, NotImplementedError):
+    """A network runs an operation that no sound bound is known of."""
+
+
+class CertificateBrokenError(HwnasError, ArithmeticError):
+    """An attack broke an image that had been certified: a bound of hwnas is wrong."""
+
+
 class GateFailedError(HwnasError, AssertionError):
-    """An engine failed one or more gates of `hwnas verify`.
+    """An engine failed gates of `hwnas verify`, or an evaluation checks of `hwnas attack`.
 
     Attributes:
         result: What the command that raises it would have returned: a failed gate is a finding.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias, final
 import numpy as np
 import torch
 
+from hwnas.space.chain_space import distinct_rows
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -26,14 +28,18 @@ dearest one: a gradient needs a number, and it must point away from there."""
 
 
 def link_arrays(space: ChainSpace, figure: Callable[[OperatorKey], float]) -> LinkFloats:
-    """Look every operator of a space up. Where nothing runs, a skip, the figure is exactly 0."""
-    return tuple(
-        np.array(
-            [[0.0 if key is None else figure(key) for key in row] for row in link],
-            dtype=np.float64,
-        )
-        for link in space.transitions
-    )
+    """Look every operator of a space up, and add up what an option runs; nothing gives exactly 0.
+
+    Rows of a link that are one object are looked up once.
+    """
+    arrays = []
+    for link in space.transitions:
+        rows = {
+            id(row): np.array([sum(map(figure, entry), 0.0) for entry in row], dtype=np.float64)
+            for row in distinct_rows(link)
+        }
+        arrays.append(np.stack([rows[id(row)] for row in link]))
+    return tuple(arrays)
 
 
 @final

@@ -13,6 +13,7 @@ from hwnas.latency.in_network import OperatorCosts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from hwnas.latency.costs import LinkFloats, LinkMasks
@@ -122,19 +123,28 @@ class LatencyModel:
     @property
     def closed_options(self) -> tuple[str, ...]:
         """Options of searched blocks that no network can take, as the runtime refuses them."""
+        open_options = _on_a_path(self.supported)
         return tuple(
-            f"{option} of block {block + 1}"
+            f"{option} of {self.space.block_names[block]}"
             for block, options in enumerate(self.space.options)
             for choice, option in enumerate(options)
-            if self._cost.cheapest(_through(self.supported, block + 1, choice)) is None
+            if not open_options[block + 1][choice]
         )
 
 
-def _through(masks: LinkMasks, link: int, choice: int) -> LinkMasks:
-    """Allow, of one link, only what ends in one option."""
-    only = np.zeros_like(masks[link])
-    only[:, choice] = masks[link][:, choice]
-    return (*masks[:link], only, *masks[link + 1 :])
+def _on_a_path(masks: LinkMasks) -> list[NDArray[np.bool_]]:
+    """Tell of each option of each link whether a path from the first to the last goes through."""
+    before = np.ones(1, dtype=np.bool_)
+    reached = []
+    for mask in masks:
+        before = np.asarray((before[:, None] & mask).any(axis=0))
+        reached.append(before)
+    behind = np.ones(1, dtype=np.bool_)
+    open_options = [reached[-1]]
+    for mask, own in zip(reversed(masks[1:]), reversed(reached[:-1]), strict=True):
+        behind = np.asarray((mask & behind).any(axis=1))
+        open_options.append(own & behind)
+    return open_options[::-1]
 
 
 def _nothing_left(space: ChainSpace, table: LatencyTable) -> LatencyTableError:

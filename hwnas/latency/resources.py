@@ -50,9 +50,10 @@ class SpaceCosts:
 
     Weights and energy add up over the operators of a network. The peak of live activations does
     not: it is the greatest of its operators' peaks, since between two operators of a chain nothing
-    is alive but the tensor between them (`hwnas_export.memory`). That, and the sum of weights, is
-    exact in fp32. In other precisions an operator compiled alone also converts its input and
-    output, so its figures are upper bounds; `verify` counts the engine itself.
+    is alive but the tensor between them (`hwnas_export.memory`). Where more is alive, as between
+    the nodes of a cell, nothing is told of it: `ChainSpace.is_sequential`. That, and the sum of
+    weights, is exact in fp32. In other precisions an operator compiled alone also converts its
+    input and output, so its figures are upper bounds; `verify` counts the engine itself.
 
     Args:
         space: The space.
@@ -111,8 +112,14 @@ class SpaceCosts:
         """Peak of live activations of each operator, per link; infinity where refused.
 
         Raises:
-            LatencyTableError: The table does not tell.
+            LatencyTableError: The table does not tell, or the operators of a network do not.
         """
+        if not self.space.is_sequential:
+            raise LatencyTableError(
+                f"the memory of networks of {self.space.spec.name} does not follow from that of "
+                "their operators: several tensors are alive between two of them",
+                hint="leave out the budget on memory; `hwnas verify` counts that of the engine",
+            )
         return self._links(
             lambda measured: measured.peak_activation_bytes, "the peak of activations", memory=True
         )

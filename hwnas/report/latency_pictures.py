@@ -44,25 +44,28 @@ class Share:
 
 
 def network_shares(run: RunFiles, latency: LatencyModel) -> list[Share]:
-    """Split the derived network's predicted latency over its operators, in order.
+    """Split the derived network's predicted latency over its blocks, in order.
 
-    A skipped block runs none and has no share.
+    A skipped block runs no operator and has no share.
     """
     genotype = run.derivation.genotype
     chosen = (0, *latency.space.choices(genotype), 0)
     before = (0, *chosen[:-1])
     options = ("", *genotype.options, "")
+    names = ("", *latency.space.block_names, "")
     shares = []
     for place, (link, costs, i, j) in enumerate(
         zip(latency.space.transitions, latency.links_us, before, chosen, strict=True)
     ):
-        key, option = link[i][j], options[place]
-        if key is None:
+        entry, option = link[i][j], options[place]
+        if not entry:
             continue
-        name = f"block {place}" if option else kind_of(key)
+        name = names[place] or ", ".join(dict.fromkeys(map(kind_of, entry)))
         if isinstance(option, str) and option:  # a width is told anyway
             name += f" {shortened(option, _OPTION_LETTERS)}"
-        shares.append(Share(name=f"{name}, {channels(key)}", latency_us=float(costs[i, j])))
+        # What stands for several places of the network has channels of several numbers.
+        told = channels(entry[0]) if len(entry) == 1 else f"{len(entry)} operators"
+        shares.append(Share(name=f"{name}, {told}", latency_us=float(costs[i, j])))
     return shares
 
 

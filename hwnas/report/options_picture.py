@@ -2,7 +2,8 @@
 
 A block may have two options or sixty. Widths are drawn side by side, in their order; the options of
 an mbconv space by what they are made of, each kernel, expansion and so on with the probability of
-all options that have it; those of any other space by rank.
+all options that have it; those of a space of cells by edges and operations; those of any other
+space by rank.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hwnas.report.cells_picture import draw_edges, edge_names
 from hwnas.report.drawing import (
     FONT_POINTS,
     INK,
@@ -24,6 +26,7 @@ from hwnas.report.drawing import (
 from hwnas.report.heat_map import bare, cell
 from hwnas.report.numbers import fixed, percent
 from hwnas.report.operator_labels import shortened
+from hwnas.space.cells.space import CellSpace
 from hwnas.space.mbconv.space import MBConvSpace
 from hwnas.space.registry import space_from_spec
 
@@ -80,7 +83,11 @@ def options_picture(run: RunFiles) -> Picture:
     """Draw the probabilities of each block's options, and which was derived."""
     space = space_from_spec(run.search.space)
     blocks = blocks_of(run, space)
-    if isinstance(space, MBConvSpace):
+    names: Sequence[str] = space.block_names
+    if isinstance(space, CellSpace):
+        how, names = draw_edges, edge_names(space)
+        figure_height = len(names) * _ROW_INCHES + 0.5
+    elif isinstance(space, MBConvSpace):
         how, figure_height = _draw_traits, len(blocks) * _ROW_INCHES + 0.75
     elif all(isinstance(option, int) for block in blocks for option in block.options):
         how, figure_height = _draw_widths, len(blocks) * _ROW_INCHES + 0.5
@@ -89,7 +96,7 @@ def options_picture(run: RunFiles) -> Picture:
     figure = new_figure(figure_height)
     axes = figure.add_subplot()
     what = how(axes, blocks, space)
-    axes.set_yticks(range(len(blocks)), [f"block {y + 1}" for y in range(len(blocks))])
+    axes.set_yticks(range(len(names)), names)
     likeliest = sum(block.is_likeliest for block in blocks)
     rest = (
         "the budget leaves room for all of them."
@@ -98,9 +105,8 @@ def options_picture(run: RunFiles) -> Picture:
     )
     caption = f"{what} {likeliest} of {len(blocks)} blocks got their likeliest option: {rest}"
     alt = "What was derived, with its probability: " + "; ".join(
-        f"block {y + 1}: {block.options[block.chosen]} "
-        f"({percent(block.probabilities[block.chosen], 0)})"
-        for y, block in enumerate(blocks)
+        f"{name}: {block.options[block.chosen]} ({percent(block.probabilities[block.chosen], 0)})"
+        for name, block in zip(space.block_names, blocks, strict=True)
     )
     return picture_from_figure(
         figure,

@@ -69,10 +69,11 @@ class Accuracy:
         return cls.from_counts(int(np.count_nonzero(correct)), correct.size)
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a share.
 
-    Unlike the normal approximation it holds for small n, and at 0 and n of n.
+    Unlike the normal approximation it holds for small n, and at 0 and n of n. `correct` may be the
+    mean of several counts of the same samples.
 
     References:
         E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.

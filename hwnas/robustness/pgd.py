@@ -1,8 +1,8 @@
-"""Projected gradient descent within an l_inf ball: to evaluate with, and to train with.
+"""Projected gradient descent within a ball: to evaluate with, and to train with.
 
 Two forms of one loop. `pgd` evaluates: it keeps the worst point that each sample has seen, over all
-steps and restarts, and stops working on a sample once it is broken. `perturb` trains: no
-bookkeeping, one start, the last point.
+steps and restarts, and stops working on a sample once it is broken (its loop is `attacks.pgd`).
+`perturb` trains: no bookkeeping, one start, the last point, l_inf alone.
 
 Both differentiate with respect to the images alone, so no gradient is added to a parameter, and
 both leave the model's train or eval mode to the caller.
@@ -10,15 +10,17 @@ both leave the model's train or eval mode to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from hwnas.core.errors import ConfigError
 from hwnas.core.progress import SILENT
+from hwnas.robustness.attacks import pgd as attacks
+from hwnas.robustness.attacks.pgd import LogitLoss as LogitLoss
+from hwnas.robustness.attacks.pgd import Loss as Loss
+from hwnas.robustness.attacks.pgd import loss_on_logits, random_start
 from hwnas.robustness.evaluate import device_of, evaluating
 from hwnas.robustness.threat import Eps, check_images, default_step_size
 
@@ -27,18 +29,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hwnas.core.progress import Progress
-    from hwnas.robustness.threat import ThreatModel
-
-LogitLoss = Callable[["Tensor"], "Tensor"]
-"""Maps the logits (N, classes) of a whole batch to one loss per sample (N,)."""
-
-Loss = Literal["cross-entropy", "margin"] | LogitLoss
-"""What an attack raises. "margin": the best wrong logit less the right one; it has a gradient where
-a confident model's cross-entropy has underflowed."""
+    from hwnas.robustness.attacks.losses import Forward as Forward
+    from hwnas.robustness.threat import Norm, ThreatModel
 
 
 def perturb(
-    model: nn.Module,
+    model: Forward,
     images: Tensor,
     labels: Tensor,
     *,
@@ -77,9 +73,9 @@ def perturb(
     """
     _check(images, steps=steps)
     step_size = default_step_size(eps, steps) if step_size is None else step_size
-    raised = _loss_on_logits(loss, labels)
+    raised = loss_on_logits(loss, labels)
     low, high = _box(images, eps if project else Eps(1.0))
-    point = _start(images, eps, noise, generator).clamp_(low, high)
+    point = random_start(images, eps, noise, generator).clamp_(low, high)
     for _ in range(steps):
         with torch.enable_grad():
             point.requires_grad_()
@@ -88,20 +84,20 @@ def perturb(
     return point
 
 
-def fgsm(model: nn.Module, images: Tensor, labels: Tensor, *, eps: Eps) -> Tensor:
-    """Take one step of length eps from the images. See `perturb` for the arguments.
+def fgsm(
+    model: Forward, images: Tensor, labels: Tensor, *, eps: Eps, norm: Norm = "linf"
+) -> Tensor:
+    """Take one step of length eps from the images. See `attacks.pgd.fgsm`.
 
-    References:
-        Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2015.
+    Raises:
+        DataError: Pixels outside [0, 1].
     """
-    unused = torch.Generator()
-    return perturb(
-        model, images, labels, eps=eps, steps=1, step_size=eps, noise=0.0, generator=unused
-    )
+    check_images(images)
+    return attacks.fgsm(model, images, labels, eps=eps, norm=norm)
 
 
 def pgd(
-    model: nn.Module,
+    model: Forward,
     images: Tensor,
     labels: Tensor,
     *,
@@ -112,67 +108,29 @@ def pgd(
     restarts: int = 1,
     loss: Loss = "cross-entropy",
     noise: float = 1.0,
+    norm: Norm = "linf",
     stop_when_broken: bool = True,
 ) -> Tensor:
-    """Attack a batch and keep each sample's worst point.
-
-    The worst is a misclassified point before any other, then the point of the highest loss; the
-    image itself counts as a point, so the attacked accuracy is never above the clean one.
-
-    Args:
-        model: Maps images to logits. Its mode is left as it is; eval mode is what attacks mean.
-        images: (N, channels, height, width), pixels in [0, 1].
-        labels: (N,), int64.
-        eps: The ball's radius in pixel units.
-        steps: Gradient steps of each restart.
-        generator: Where the random starts come from; it may live on the CPU.
-        step_size: Length of a step in pixel units; None takes 2.5 eps / steps.
-        restarts: Random starts.
-        loss: What to raise. A function knows the batch as a whole, so with one no sample is
-            dropped on the way.
-        noise: Starts are uniform within `noise` times eps.
-        stop_when_broken: Drop a sample once it is misclassified. Much faster, and enough for the
-            model's own accuracy; but such a point lies just beyond the boundary. To replay the
-            points on another model, go on.
-
-    Returns:
-        (N, channels, height, width), pixels in [0, 1], detached.
+    """Attack a batch and keep each sample's worst point. See `attacks.pgd.pgd`.
 
     Raises:
         DataError: Pixels outside [0, 1].
     """
-    _check(images, steps=steps)
-    step_size = default_step_size(eps, steps) if step_size is None else step_size
-    dropping = stop_when_broken and not callable(loss)
-    worst = _Worst(images, labels)
-    with torch.no_grad():
-        logits = model(images)
-        worst.offer(worst.everyone, images, logits, _loss_on_logits(loss, labels)(logits))
-    for _ in range(restarts):
-        rows = worst.unbroken() if dropping else worst.everyone
-        low, high = _box(images, eps)
-        # Every restart draws for all samples: what one sample gets does not hang on the others.
-        point = _start(images, eps, noise, generator).clamp_(low, high)
-        point, low, high = point[rows], low[rows], high[rows]
-        for step in range(steps + 1):
-            if not len(rows):
-                break
-            last = step == steps  # the last point is judged, but starts no further step
-            with torch.set_grad_enabled(not last):
-                point.requires_grad_(not last)
-                logits = model(point)
-                losses = _loss_on_logits(loss, labels[rows])(logits)
-                if not last:
-                    (gradient,) = torch.autograd.grad(losses.sum(), point)
-            point = point.detach()
-            worst.offer(rows, point, logits.detach(), losses.detach())
-            if last:
-                break
-            point = torch.clamp(point + step_size * gradient.sign(), low, high)
-            if dropping:
-                kept = ~worst.broken[rows]
-                rows, point, low, high = rows[kept], point[kept], low[kept], high[kept]
-    return worst.points
+    check_images(images)
+    return attacks.pgd(
+        model,
+        images,
+        labels,
+        eps=eps,
+        steps=steps,
+        generator=generator,
+        step_size=step_size,
+        restarts=restarts,
+        loss=loss,
+        noise=noise,
+        norm=norm,
+        stop_when_broken=stop_when_broken,
+    )
 
 
 def attack_in_batches(
@@ -202,8 +160,15 @@ def attack_in_batches(
         (N, channels, height, width)
 
     Raises:
+        ConfigError: The threat model's protocol is not "pixel".
         DataError: Pixels outside [0, 1].
     """
+    if threat.protocol != "pixel":
+        raise ConfigError(
+            f'protocol "{threat.protocol}" is there to compare with tables of papers, not to train '
+            "or verify by",
+            hint="leave it out here; `hwnas attack` knows it",
+        )
     device, generator = device_of(model), torch.Generator().manual_seed(seed)
     attacked = np.empty_like(images)
     with evaluating(model), progress.task(f"PGD-{threat.steps}", len(images)) as task:
@@ -217,38 +182,13 @@ def attack_in_batches(
                 steps=threat.steps,
                 step_size=threat.step_size_pixels,
                 restarts=threat.restarts,
+                norm=threat.norm,
                 generator=generator,
                 stop_when_broken=stop_when_broken,
             )
             attacked[part] = points.cpu().numpy()
             task.advance(len(points))
     return attacked
-
-
-class _Worst:
-    """The worst point of each sample so far."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.points = images.detach().clone()
-        self.everyone = torch.arange(len(images), device=images.device)
-        self.broken = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        self._losses = torch.full((len(images),), -torch.inf, device=images.device)
-        self._labels = labels
-
-    def unbroken(self) -> Tensor:
-        """Return the rows of the samples that are still classified right."""
-        return self.everyone[~self.broken]
-
-    def offer(self, rows: Tensor, points: Tensor, logits: Tensor, losses: Tensor) -> None:
-        """Take those points that are worse than what the samples in `rows` have."""
-        # A model that answers NaN has failed, whichever index argmax would name.
-        broken = (logits.argmax(1) != self._labels[rows]) | ~logits.isfinite().all(1)
-        had_broken, losses = self.broken[rows], losses.float()
-        worse = (broken & ~had_broken) | ((broken == had_broken) & (losses > self._losses[rows]))
-        taken = rows[worse]
-        self.points[taken] = points[worse]
-        self._losses[taken] = losses[worse]
-        self.broken[taken] = broken[worse]
 
 
 def _check(images: Tensor, *, steps: int) -> None:
@@ -260,27 +200,3 @@ def _check(images: Tensor, *, steps: int) -> None:
 def _box(images: Tensor, eps: Eps) -> tuple[Tensor, Tensor]:
     """Return the ball's lowest and highest pixels, cut to [0, 1], so that one clamp does both."""
     return (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
-
-
-def _start(images: Tensor, eps: Eps, noise: float, generator: torch.Generator) -> Tensor:
-    """Return the images with uniform noise. Drawn where the generator lives."""
-    if noise == 0:
-        return images.detach().clone()
-    drawn = torch.empty_like(images, device=generator.device)
-    drawn.uniform_(-noise * eps, noise * eps, generator=generator)
-    return images.detach() + drawn.to(images.device)
-
-
-def _loss_on_logits(loss: Loss, labels: Tensor) -> LogitLoss:
-    """Return the loss per sample as a function of the logits alone."""
-    if callable(loss):
-        return loss
-    if loss == "cross-entropy":
-        return lambda logits: functional.cross_entropy(logits, labels, reduction="none")
-
-    def margin(logits: Tensor) -> Tensor:
-        right = logits.gather(1, labels[:, None])  # (N, classes) -> (N, 1)
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        return others.amax(1) - right[:, 0]
-
-    return margin

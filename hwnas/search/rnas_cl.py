@@ -18,10 +18,20 @@ import torch
 from hwnas.core.errors import ConfigError, DataError
 from hwnas.core.progress import SILENT, Progress
 from hwnas.distill.tutors import TutorSelection
+from hwnas.robustness.threat import Norm, ThreatModel
 from hwnas.search.derive import check_budgets
+from hwnas.search.objective_term import check_objective
+from hwnas.search.objectives import BoundMethod, Objective
 from hwnas.search.steps import SearchSteps
+from hwnas.search.supernet import GateKind
 from hwnas.training.loop import Figures, check_rates, run_epochs
 from hwnas.training.processes import Processes
+from hwnas.training.robust import (
+    RobustMethod,
+    RobustSettings,
+    check_method,
+    check_robust_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,14 +42,17 @@ if TYPE_CHECKING:
     from hwnas.data.sources import DataConfig
     from hwnas.distill.teacher import Teacher
     from hwnas.latency.resources import SpaceCosts
+    from hwnas.robustness.threat import Eps
     from hwnas.search.budget import Budgets
     from hwnas.space.chain_space import ChainSpace
     from hwnas.space.supernet import Supernet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(RobustSettings):
     """Settings of a search. The defaults are the paper's, but for its length.
+
+    Those of `RobustSettings` are for the robust training of the supernet's weights.
 
     Attributes:
         epochs: Epochs; the paper has 100 on CIFAR-10.
@@ -55,7 +68,8 @@ class SearchConfig:
         attention_weight: gamma_s.
         attention_size: Height and width of the attention maps; the paper has 14 for 32x32 images.
         gates: `soft` runs the relaxed mix of widths, as the paper does; `hard` runs one sampled
-            network per step and passes gradients straight through.
+            network per step and passes gradients straight through; `mixture` weighs all options by
+            their probabilities, without noise or temperature, as DARTS does.
         temperature_start: Gumbel-Softmax temperature of the first epoch.
         temperature_end: Of the last epoch.
         latency_term: `budget` holds expected latency under the budget by a multiplier;
@@ -67,6 +81,26 @@ class SearchConfig:
             and weights stay in float32.
         channels_last: Lay images and weights out channels last.
         compile: Compile the supernet with torch.compile.
+        robust: How the supernet's weights are trained against perturbations of the threat's eps:
+            see `hwnas.training.robust`. Its loss takes the place of CE + KL; tutors stay, and see
+            the clean images where a method runs them. Choices go by the loss on clean images, and
+            by the objective.
+        objective: What choices are to raise besides: `jacobian`, how slowly logits change around an
+            image; `certified`, a lower bound of its margin; `combined`, both. See
+            `hwnas.search.objective_term`.
+        objective_weight: gamma, 0.01 as DSRNA has it.
+        objective_ramp: Share of the steps of choices in which gamma and the objective's eps grow
+            from 0 to what they are.
+        objective_every: Of how many steps of choices one has the objective, with that many times
+            the weight.
+        objective_images: Images of a step's batch that are rated.
+        objective_classes: Rows of the Jacobian that are drawn for each image; 0 takes all. Fewer
+            cost less, and leave the expectation as it is.
+        objective_norm: Norm of the perturbation that the Jacobian is for.
+        objective_eps: Radius of the ball that margins are bounded over, in pixel units. Bounds of
+            networks that were not trained for them mean something for small ones alone.
+        objective_bound: How margins are bounded; `crown-ibp` is tighter, and takes more than ten
+            times as long.
     """
 
     epochs: int = 30
@@ -79,7 +113,7 @@ class SearchConfig:
     tutors: TutorSelection = "searched"
     attention_weight: float = 1.0
     attention_size: int = 14
-    gates: Literal["soft", "hard"] = "soft"
+    gates: GateKind = "soft"
     temperature_start: float = 5.0
     temperature_end: float = 0.055
     latency_term: Literal["budget", "product"] = "budget"
@@ -88,6 +122,16 @@ class SearchConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     compile: bool = False
+    robust: RobustMethod = "none"
+    objective: Objective = "none"
+    objective_weight: float = 0.01
+    objective_ramp: float = 0.5
+    objective_every: int = 1
+    objective_images: int = 16
+    objective_classes: int = 1
+    objective_norm: Norm = "linf"
+    objective_eps: float | str = "1/2550"
+    objective_bound: BoundMethod = "ibp"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -112,6 +156,9 @@ class SearchConfig:
                       "temperature_end", "product_alpha", "product_beta"),
             weights=("weight_decay", "choice_weight_decay", "attention_weight"),
         )  # fmt: skip
+        check_method(self.robust, has_teacher=True)
+        check_robust_settings(self, self.robust)
+        check_objective(self)
 
     @property
     def warmup(self) -> int:
@@ -155,6 +202,7 @@ def search_supernet(
     inputs: Mapping[str, str],
     processes: Processes | None = None,
     log: MetricLog | None = None,
+    threat: ThreatModel | None = None,
     progress: Progress = SILENT,
 ) -> SearchOutcome:
     """Train a supernet's weights on the training split and its choices on the validation split.
@@ -172,10 +220,14 @@ def search_supernet(
         inputs: Hashes of the files behind the arguments; a checkpoint of others is refused.
         processes: Those that search together, as torchrun has started them; by default found out.
         log: Where each epoch's figures go besides.
+        threat: What a supernet that is trained robustly is trained against; None takes that of
+            `ThreatModel`.
         progress: Where to report.
 
     Raises:
         BudgetError: No network of the space meets the budgets.
+        ConfigError: The objective or the robust training does not go with the space or the threat.
+        UnboundedOperationError: The objective needs bounds of an operation that has none.
         LatencyTableError: There is a budget on what the table does not tell.
         DataError: The validation split is too small for a step.
         TrainingDivergedError: A loss is not finite.
@@ -189,8 +241,18 @@ def search_supernet(
                 hint="hold out another share: `validation` and `test` in [data]",
             )
     processes = processes or Processes()
+    eps = attacked_eps(config, threat or ThreatModel())
     run = SearchSteps(
-        space, costs, teacher, data, data_config, config, budgets, seed=seed, processes=processes
+        space,
+        costs,
+        teacher,
+        data,
+        data_config,
+        config,
+        budgets,
+        seed=seed,
+        processes=processes,
+        eps=eps,
     )
     history = run_epochs(
         "search",
@@ -216,6 +278,7 @@ def search_supernet(
             "macs_m": budgets.macs_m,
             "params_k": budgets.params_k,
             "seed": seed,
+            "eps": eps,
         },
         processes=processes,
         log=log,
@@ -227,11 +290,28 @@ def search_supernet(
         return SearchOutcome(
             supernet=run.supernet.cpu(),
             log_probabilities=tuple(
-                tuple(torch.log_softmax(logits, dim=0).tolist())
-                for logits in run.choices.architecture
+                tuple(torch.log_softmax(logits, dim=0).tolist()) for logits in run.choices.logits()
             ),
             tutor_probabilities=tuple(tuple(row) for row in tutors.tolist()),
             expected_ms=float(costs.latency.expected_ms(probabilities)),
             expected=run.budget.figures(probabilities),
             history=history,
         )
+
+
+def attacked_eps(config: SearchConfig, threat: ThreatModel) -> Eps | None:
+    """Return the eps that the supernet is trained against; None where it is not.
+
+    Raises:
+        ConfigError: The threat model is one that the training does not know.
+    """
+    if config.robust == "none":
+        return None
+    if threat.norm != "linf" or threat.protocol != "pixel":
+        raise ConfigError(
+            f"`robust` is {config.robust}, which trains against l_inf perturbations of pixels, but "
+            f"[threat] is of {threat.norm} in {threat.protocol} units",
+            hint='set `norm = "linf"` and `protocol = "pixel"` in [threat], or `robust = "none"` '
+            "in [search]",
+        )
+    return threat.eps_pixels

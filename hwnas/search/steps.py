@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch.nn import functional
@@ -14,9 +14,12 @@ from hwnas.distill.gumbel import gumbel_softmax, temperature_at
 from hwnas.distill.losses import kl_to_teacher
 from hwnas.distill.tutors import fixed_tutors
 from hwnas.search.budget import HeldBudgets
+from hwnas.search.objective_term import ObjectiveTerm
+from hwnas.search.robust_pass import attack_generator, robust_pass
 from hwnas.search.supernet import Choices, sample_gates
 from hwnas.space.memory_format import channels_last
 from hwnas.training.loop import set_learning_rate
+from hwnas.training.robust import NEEDS_TEACHER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +28,24 @@ if TYPE_CHECKING:
     from hwnas.data.sources import DataConfig
     from hwnas.distill.teacher import Teacher
     from hwnas.latency.resources import SpaceCosts
+    from hwnas.robustness.threat import Eps
     from hwnas.search.budget import Budgets
     from hwnas.search.rnas_cl import SearchConfig
     from hwnas.space.chain_space import ChainSpace
     from hwnas.training.loop import Epoch, Figures
     from hwnas.training.processes import Processes
+
+
+class _Drawn(NamedTuple):
+    """What a step draws: one sample for all of its terms.
+
+    Attributes:
+        gates: Of each searched block.
+        tutors: (student layers, teacher layers).
+    """
+
+    gates: list[Tensor]
+    tutors: Tensor
 
 
 @final
@@ -46,6 +62,7 @@ class SearchSteps:
         budgets: Bounds on what a network may take.
         seed: Seed of initialization and of random tutors.
         processes: Those that search together.
+        eps: What the weights are trained against, in pixel units; None where `robust` is none.
 
     Attributes:
         supernet: The weights.
@@ -53,6 +70,11 @@ class SearchSteps:
         weight_optimizer: Steps the weights.
         choice_optimizer: Steps the choices.
         budget: The multipliers that hold the budgets.
+        objective: What the choices are to raise besides.
+
+    Raises:
+        ConfigError: The space cannot be searched with the objective.
+        UnboundedOperationError: The objective needs bounds of an operation that has none.
     """
 
     def __init__(
@@ -67,8 +89,10 @@ class SearchSteps:
         *,
         seed: int,
         processes: Processes,
+        eps: Eps | None = None,
     ) -> None:
         self.config, self.data_config, self.processes = config, data_config, processes
+        self._eps = eps
         device = processes.device
         self.train, self.validation = data.train.to(device), data.validation.to(device)
         self.latency = costs.latency
@@ -98,6 +122,12 @@ class SearchSteps:
             weight_decay=config.choice_weight_decay,
         )
         self.budget = HeldBudgets(costs, budgets, hold_latency=config.latency_term == "budget")
+        self.objective = ObjectiveTerm(config, self.supernet, space.spec.classes, processes)
+        self._learn(weights=False)
+        with torch.no_grad():
+            even = self.choices.probabilities()
+        some = data.validation.pixels()[:2].to(device)
+        self.objective.require_possible(some, even, space.spec.name)
 
     def epoch(self, epoch: Epoch) -> Figures:
         """Step the weights over the training split, then the choices over the validation split."""
@@ -129,7 +159,11 @@ class SearchSteps:
                 share=self.processes.share,
             )
             sizes = batch_sizes(split, config.batch)
-            for (images, labels), total in zip(stream, sizes, strict=True):
+            for step, ((images, labels), total) in enumerate(zip(stream, sizes, strict=True)):
+                if optimizer is self.choice_optimizer:
+                    before = (epoch.index - config.warmup) * len(sizes) + step
+                    whole = (epoch.count - config.warmup) * len(sizes)
+                    self.objective.begin(before / whole, before)
                 rate = 0.5 * peak * (1.0 + math.cos(math.pi * epoch.fraction(done, steps)))
                 set_learning_rate(optimizer, rate)
                 loss = take_step(images, labels, total, temperature, generator)
@@ -149,6 +183,8 @@ class SearchSteps:
     ) -> Tensor:
         """Step the weights down CE + KL + gamma_s L_attn, for one sample of gates and tutors.
 
+        Where they are trained robustly, that loss is in the place of CE + KL.
+
         Args:
             images: This process's part of a batch, (batch, channels, height, width), in [0, 1].
             labels: (batch,).
@@ -160,7 +196,12 @@ class SearchSteps:
             The loss of the whole batch, without gradients.
         """
         self._learn(weights=True)
-        loss = self._task_loss(images, labels, total, temperature, generator)
+        drawn = self._drawn(temperature, generator)
+        robust = None
+        if self.config.robust != "none":
+            seed = int(torch.randint(2**62, (), generator=generator))
+            robust = attack_generator(seed, images, total, self.processes)
+        loss = self._task_loss(images, labels, total, drawn, robust)
         self.weight_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         self.weight_optimizer.step()
@@ -176,15 +217,21 @@ class SearchSteps:
     ) -> Tensor:
         """Step widths or operators, and tutors, down the same loss with its latency term.
 
-        Takes and returns what `step_weights` does; the loss is that with all terms.
+        A robustness objective is subtracted. Takes and returns what `step_weights` does; the loss
+        is that with all terms.
         """
         self._learn(weights=False)
         with self.processes.without_sync(self._module):
-            task = self._task_loss(images, labels, total, temperature, generator)
+            drawn = self._drawn(temperature, generator)
+            task = self._task_loss(images, labels, total, drawn)
             size = self.processes.mean(task)
             loss = self._with_costs(task, size)
+            reward = self.objective.reward(images, labels, total, drawn.gates, generator)
+            if reward is not None:
+                loss = loss - reward
             self.choice_optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
+            # No farther than to the choices: the pixels that an objective looks at get none.
+            torch.autograd.backward(loss, inputs=list(self.choices.parameters()))
         self.processes.average_gradients(self.choices.parameters())
         self.choice_optimizer.step()
         return self.processes.mean(loss)
@@ -202,51 +249,90 @@ class SearchSteps:
         self.supernet.requires_grad_(requires_grad=weights)
         self.choices.requires_grad_(requires_grad=not weights)
 
+    def _drawn(self, temperature: float, generator: torch.Generator) -> _Drawn:
+        """Draw gates and tutors, on all processes alike, whether or not they have images."""
+        gates = sample_gates(self.choices, temperature, generator, kind=self.config.gates)
+        tutors = self._fixed_tutors
+        if tutors is None:
+            tutors = gumbel_softmax(self.choices.tutors, temperature, generator)
+        return _Drawn(gates, tutors)
+
     def _task_loss(
         self,
         images: Tensor,
         labels: Tensor,
         total: int,
-        temperature: float,
-        generator: torch.Generator,
+        drawn: _Drawn,
+        robust: torch.Generator | None = None,
     ) -> Tensor:
-        """Compute this process's part: the mean over the processes is the loss of the batch."""
+        """Compute this process's part: the mean over the processes is the loss of the batch.
+
+        Args:
+            images: As of `step_weights`.
+            labels: As of `step_weights`.
+            total: As of `step_weights`.
+            drawn: Gates and tutors.
+            robust: Source of an attack's starts where the pass is to be robust.
+        """
         config = self.config
         if not config.channels_last:
             images = images.contiguous()
         # The teacher first: afterward it would push what backward needs out of the cache.
-        taught = self._taught(images) if len(images) else None
-        gates = sample_gates(self.choices, temperature, generator, hard=config.gates == "hard")
-        # Drawn whether or not this process has images: else its later gates were not the others'.
-        tutors = self._fixed_tutors
-        if tutors is None:
-            tutors = gumbel_softmax(self.choices.tutors, temperature, generator)
-        with torch.autocast(
-            images.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
-        ):
-            logits, energies = self._module(images, gates, observe=self._observe)
-        logits = logits.float()
+        teacher_logits, teacher_maps = self._taught(images, robust=robust is not None)
+
+        def run(images: Tensor, *, trained: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+            # Wrapped and compiled modules are for the one pass that weights get gradients from.
+            module = self._module if trained else self.supernet
+            with torch.autocast(
+                images.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
+            ):
+                logits, energies = module(images, drawn.gates, observe=self._observe and trained)
+            return logits.float(), energies
+
+        if robust is None:
+            logits, energies = run(images, trained=True)
+            if not len(images):  # more processes than images: take part in the exchange alone
+                return _nothing(logits, *energies)
+            assert teacher_logits is not None
+            prediction = self._prediction_loss(logits, teacher_logits, labels)
+        else:
+            assert self._eps is not None
+            losses, energies = robust_pass(
+                config.robust,
+                run,
+                self.supernet,
+                images,
+                labels,
+                teacher_logits,
+                settings=config,
+                eps=self._eps,
+                generator=robust,
+            )
+            if not len(images):
+                return _nothing(losses, *energies)
+            prediction = losses.sum()
         weight = self.processes.count / total
-        if taught is None:  # more processes than images: take part in the exchange alone
-            return 0.0 * torch.stack([part.sum() for part in (logits, *energies)]).sum()
-        teacher_logits, teacher_maps = taught
-        prediction = self._prediction_loss(logits, teacher_logits, labels)
         if teacher_maps is None:
             return weight * prediction
         maps = maps_of_energies(energies, config.attention_size)
-        attention = attention_loss(attention_distances(maps, teacher_maps), tutors)
+        attention = attention_loss(attention_distances(maps, teacher_maps), drawn.tutors)
         return weight * (prediction + len(images) * config.attention_weight * attention)
 
-    def _taught(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the teacher's logits and, where layers learn from it, its maps."""
+    def _taught(self, images: Tensor, *, robust: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return the teacher's logits where they are learned from, and its maps likewise."""
+        if not len(images):
+            return images.new_zeros(0, self.teacher.classes), None
+        if robust and not self._observe and self.config.robust not in NEEDS_TEACHER:
+            return None, None
         if self._observe:
             return self.teacher.observe(images)
         return self.teacher.logits(images), None
 
-    @staticmethod
-    def _prediction_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    def _prediction_loss(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Sum CE + KL over the images."""
-        cross_entropy = functional.cross_entropy(logits, labels, reduction="sum")
+        cross_entropy = functional.cross_entropy(
+            logits, labels, reduction="sum", label_smoothing=self.config.label_smoothing
+        )
         return cross_entropy + kl_to_teacher(logits, teacher_logits).sum()
 
     def _with_costs(self, task: Tensor, size: Tensor) -> Tensor:
@@ -272,6 +358,12 @@ class SearchSteps:
         return {
             **figures,
             **self.budget.figures(probabilities),
+            **self.objective.figures(),
             "entropy": entropy,
             "temperature": temperature,
         }
+
+
+def _nothing(*parts: Tensor) -> Tensor:
+    """Return 0 with a gradient to all that the parts, of no images, were computed with."""
+    return 0.0 * torch.stack([part.sum() for part in parts]).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from hwnas.space.chain_space import ChainSpace
 
+GateKind: TypeAlias = Literal["soft", "hard", "mixture"]
+"""`soft`: a relaxed sample; `hard`: one network, gradients straight through; `mixture`: the
+distribution itself, without noise or temperature, as DARTS has it."""
+
 
 class Choices(nn.Module):
     """What a search learns besides weights.
@@ -28,28 +32,44 @@ class Choices(nn.Module):
         teacher_layers: Layers of the teacher that may be one.
 
     Attributes:
-        architecture: One (options,) tensor of logits per searched block.
+        architecture: Tensors that the space makes the logits of its blocks of: one of (options,)
+            per searched block, or what its `choice_shapes` say.
         tutors: (student layers, teacher layers) logits.
     """
 
     def __init__(self, space: ChainSpace, student_layers: int, teacher_layers: int) -> None:
         super().__init__()
         self.architecture = nn.ParameterList(
-            nn.Parameter(torch.zeros(len(options))) for options in space.options
+            nn.Parameter(torch.zeros(shape)) for shape in space.choice_shapes
         )
         self.tutors = nn.Parameter(torch.zeros(student_layers, teacher_layers))
+        self._space = space
+
+    def logits(self) -> list[Tensor]:
+        """Return each block's logits of its options, (options,)."""
+        return self._space.block_logits(list(self.architecture))
 
     def probabilities(self) -> list[Tensor]:
         """Return each block's distribution over its options."""
-        return [torch.softmax(logits, dim=0) for logits in self.architecture]
+        return [torch.softmax(logits, dim=0) for logits in self.logits()]
 
 
 def sample_gates(
-    choices: Choices, temperature: float, generator: torch.Generator, *, hard: bool
+    choices: Choices, temperature: float, generator: torch.Generator, *, kind: GateKind = "soft"
 ) -> list[Tensor]:
-    """Draw each block's gates once, for a whole batch."""
+    """Make each block's gates once, for a whole batch.
+
+    Args:
+        choices: The logits.
+        temperature: Of the Gumbel-Softmax.
+        generator: Source of its noise.
+        kind: What to draw; a mixture is not drawn, and takes nothing from the generator.
+    """
+    if kind == "mixture":
+        return choices.probabilities()
     return [
-        gumbel_softmax(logits, temperature, generator, hard=hard) for logits in choices.architecture
+        gumbel_softmax(logits, temperature, generator, hard=kind == "hard")
+        for logits in choices.logits()
     ]
 
 

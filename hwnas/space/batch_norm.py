@@ -100,8 +100,8 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, openness: Tens
 def _synchronized_batch_norm(
     norm: nn.BatchNorm2d,
     features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     openness: Tensor | None,
 ) -> Tensor:
     assert norm.running_mean is not None
@@ -123,8 +123,12 @@ def _synchronized_batch_norm(
     variance = (squares + counts * (means - mean).square()).sum(0) / count
     norm.num_batches_tracked.add_(1)
     _update(norm, mean, variance * count / (count - 1).clamp(min=1.0), openness)
-    scale = weight * torch.rsqrt(variance + norm.eps)
-    normalized: Tensor = (wide - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    scale = torch.rsqrt(variance + norm.eps)
+    if weight is not None:
+        scale = weight * scale
+    normalized: Tensor = (wide - mean[:, None, None]) * scale[:, None, None]
+    if bias is not None:
+        normalized = normalized + bias[:, None, None]
     return normalized.to(features.dtype)
 
 

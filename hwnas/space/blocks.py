@@ -40,6 +40,11 @@ def squeeze_width(hidden: int) -> int:
     return width + 8 if 10 * 4 * width < 9 * hidden else width
 
 
+def strided(size: int, stride: int) -> int:
+    """Return the output size of a padded convolution of odd kernel."""
+    return (size - 1) // stride + 1
+
+
 class ConvUnit(nn.Sequential):
     """Convolution, batch normalization and, where asked for, h-swish.
 

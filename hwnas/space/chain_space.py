@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 
 from hwnas.core.errors import ConfigError
+from hwnas.space.blocks import strided
 from hwnas.space.operators import (
     HSWISH,
     as_trained,
@@ -19,12 +20,13 @@ from hwnas.space.operators import (
     parameters_of_operator,
     weights_of_operator,
 )
-from hwnas_profilers.workload import Chain, Operator, OperatorKey
+from hwnas_profilers.workload import Chain, Operator, OperatorKey, Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
+    from torch import Tensor, nn
 
     from hwnas.space.chain_spec import ChainSpec
     from hwnas.space.channel.spec import ChannelSpec
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from hwnas.space.mbconv.spec import MBConvSpec
     from hwnas.space.supernet import SlimNetwork, Supernet
 
-# Keys of one link of a chain: [option before][option here]; None where nothing runs, a skip.
-Link: TypeAlias = tuple[tuple[OperatorKey | None, ...], ...]
+# What an option runs: no operator where it is a skip, several where it stands for several places.
+Entry: TypeAlias = tuple[OperatorKey, ...]
+# What each option of one link of a chain runs: [option before][option here].
+Link: TypeAlias = tuple[tuple[Entry, ...], ...]
 
 
 class ChainSpace(ABC):
@@ -49,10 +53,13 @@ class ChainSpace(ABC):
 
     Attributes:
         options: What each searched block may be, the largest first: widths or names.
+        is_sequential: Whether a network is its operators one after the other, with nothing between
+            two but one tensor. Then its graph, and its peak of activations, follow from theirs.
     """
 
     spec: ChainSpec
     options: tuple[tuple[int | str, ...], ...]
+    is_sequential: ClassVar[bool] = True
 
     def __init__(self, spec: ChainSpec, *, batch: int = 1, dtype: str = "fp32") -> None:
         self.spec = spec
@@ -84,6 +91,26 @@ class ChainSpace(ABC):
     @abstractmethod
     def _links_impl(self) -> tuple[Link, ...]:
         """Return the keys of all operators: see `transitions`."""
+
+    # What a search learns of it
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """What each searched block is called."""
+        return tuple(f"block {index + 1}" for index in range(len(self.options)))
+
+    @property
+    def choice_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors that a search learns: here one (options,) per searched block."""
+        return tuple((len(options),) for options in self.options)
+
+    def block_logits(self, learned: Sequence[Tensor]) -> list[Tensor]:
+        """Return one (options,) tensor of logits per searched block, with gradients.
+
+        Args:
+            learned: Tensors of `choice_shapes`.
+        """
+        return list(learned)
 
     # Genotypes
 
@@ -149,7 +176,9 @@ class ChainSpace(ABC):
         """Keys of all operators: `transitions[link][option before][option here]`.
 
         The links are the stem (1 x 1), each searched block (options before x options) and the head
-        (options before x 1). Where an option is to skip its block, the key is None.
+        (options before x 1). An entry is what the option runs: one operator, none where it is to
+        skip its block, several where it stands for several places of a network. Rows that are equal
+        are one object where a space knows it: `distinct_rows` goes through them once.
         """
         return self._links_impl()
 
@@ -159,15 +188,21 @@ class ChainSpace(ABC):
 
     def operators(self) -> list[Operator]:
         """Return every distinct operator of the space, in the order of the chain."""
-        keys = dict.fromkeys(key for link in self.transitions for row in link for key in row)
-        return [self.operator_of(key) for key in keys if key is not None]
+        keys = dict.fromkeys(
+            key
+            for link in self.transitions
+            for row in distinct_rows(link)
+            for entry in row
+            for key in entry
+        )
+        return [self.operator_of(key) for key in keys]
 
     def operators_of(self, genotype: Genotype) -> list[OperatorKey]:
-        """Return the operators that a network runs, in order; a skipped block has none."""
+        """Return the operators that a network runs, in the order of the chain."""
         chosen = (0, *self.choices(genotype), 0)
         before = (0, *chosen[:-1])
-        keys = [link[i][j] for link, i, j in zip(self.transitions, before, chosen, strict=True)]
-        return [key for key in keys if key is not None]
+        entries = (link[i][j] for link, i, j in zip(self.transitions, before, chosen, strict=True))
+        return [key for entry in entries for key in entry]
 
     # Costs that no device needs to be asked for
 
@@ -185,14 +220,21 @@ class ChainSpace(ABC):
 
     # Networks
 
-    def workload(self, genotype: Genotype) -> Chain:
-        """Return a whole network as something to be measured, with its operators in order."""
-        return Chain(
-            name=f"{self.spec.name} {genotype.label}",
-            build=lambda: as_trained(self.network(genotype)).eval(),
-            input_shape=(self.batch, *self.spec.image_shape),
-            parts=tuple(self.operator_of(key) for key in self.operators_of(genotype)),
-        )
+    def workload(self, genotype: Genotype) -> Workload:
+        """Return a whole network as something to be measured.
+
+        Where it is its operators one after the other, it is a `Chain` of them.
+        """
+        name = f"{self.spec.name} {genotype.label}"
+        input_shape = (self.batch, *self.spec.image_shape)
+
+        def build() -> nn.Module:
+            return as_trained(self.network(genotype)).eval()
+
+        if not self.is_sequential:
+            return Workload(name=name, build=build, input_shape=input_shape)
+        parts = tuple(self.operator_of(key) for key in self.operators_of(genotype))
+        return Chain(name=name, build=build, input_shape=input_shape, parts=parts)
 
     def macs(self, genotype: Genotype) -> int:
         """Count a network's multiply-accumulates per image: see `macs_of`."""
@@ -236,7 +278,7 @@ class BlockSpace(ChainSpace):
     def _links_impl(self) -> tuple[Link, ...]:
         spec = self.spec
         _, height, width = spec.image_shape
-        size = (_strided(height, spec.stem_stride), _strided(width, spec.stem_stride))
+        size = (strided(height, spec.stem_stride), strided(width, spec.stem_stride))
         stem = OperatorKey(
             kind="stem",
             in_shape=spec.image_shape,
@@ -247,22 +289,26 @@ class BlockSpace(ChainSpace):
             batch=self.batch,
             dtype=self.dtype,
         )
-        links: list[Link] = [((stem,),)]
+        links: list[Link] = [((entry_of(stem),),)]
         before: Sequence[int] = (spec.stem,)
         blocks = zip(self._strides_impl(), self._widths_impl(), strict=True)
         for block, (stride, widths) in enumerate(blocks):
-            after = (_strided(size[0], stride), _strided(size[1], stride))
+            after = (strided(size[0], stride), strided(size[1], stride))
             # Options before that differ in more than their width have one row between them.
             rows = {
                 width_in: tuple(
-                    self._key_impl(block, choice, (width_in, *size), (width_out, *after), stride)
+                    entry_of(
+                        self._key_impl(
+                            block, choice, (width_in, *size), (width_out, *after), stride
+                        )
+                    )
                     for choice, width_out in enumerate(widths)
                 )
                 for width_in in dict.fromkeys(before)
             }
             links.append(tuple(rows[width_in] for width_in in before))
             before, size = widths, after
-        head = tuple((self._head_key(width_in, size),) for width_in in before)
+        head = tuple((entry_of(self._head_key(width_in, size)),) for width_in in before)
         return (*links, head)
 
     def _head_key(self, width_in: int, size: tuple[int, int]) -> OperatorKey:
@@ -278,12 +324,17 @@ class BlockSpace(ChainSpace):
         )
 
 
+def entry_of(key: OperatorKey | None) -> Entry:
+    """Return what an option runs that runs one operator, or, where it is a skip, none."""
+    return () if key is None else (key,)
+
+
+def distinct_rows(link: Link) -> Iterator[tuple[Entry, ...]]:
+    """Yield the rows of a link that are different objects, in order."""
+    yield from {id(row): row for row in link}.values()
+
+
 def all_genotypes(space: ChainSpace) -> list[Genotype]:
     """List every genotype: for spaces small enough to be searched by brute force."""
     choices = itertools.product(*(range(len(options)) for options in space.options))
     return [space.genotype_of_choices(chosen) for chosen in choices]
-
-
-def _strided(size: int, stride: int) -> int:
-    """Return the output size of a padded convolution of odd kernel."""
-    return (size - 1) // stride + 1

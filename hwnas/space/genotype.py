@@ -11,7 +11,8 @@ class Genotype:
 
     Attributes:
         space: Name of the space.
-        widths: Output width of each searched block, in order.
+        widths: Output width of each searched block, in order; empty where blocks have none of
+            their own.
         blocks: What each searched block is, e.g. `k5-e6-se` or `skip`; empty in the spaces whose
             blocks differ in width alone.
 

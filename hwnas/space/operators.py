@@ -10,6 +10,13 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError
 from hwnas.space.blocks import FeatureHead, Head, InvertedResidual, Stem, squeeze_width
+from hwnas.space.cells.operations import (
+    CELL_KINDS,
+    LINEAR,
+    CellStem,
+    cell_module,
+    macs_of_cell_operator,
+)
 from hwnas.space.mbconv.resize import Resize
 from hwnas_profilers.workload import Operator, OperatorKey
 
@@ -55,7 +62,9 @@ def module_of_operator(key: OperatorKey) -> nn.Module:
 
 def _built(key: OperatorKey) -> nn.Module:
     module: nn.Module
-    if key.kind == "stem":
+    if key.kind == "stem" and key.variant == LINEAR:
+        module = CellStem(key.in_shape[0], key.out_shape[0])
+    elif key.kind == "stem":
         module = Stem(key.in_shape[0], key.out_shape[0], stride=key.stride)
     elif key.kind == "mbconv":
         if key.variant not in (HSWISH, HSWISH_SE):
@@ -80,10 +89,11 @@ def _built(key: OperatorKey) -> nn.Module:
         )
     elif key.kind == RESIZE:
         module = Resize(key.out_shape[0])
+    elif key.kind in CELL_KINDS:
+        module = cell_module(key)
     else:
-        raise ConfigError(
-            f"no operator of kind `{key.kind}`", hint="known: stem, mbconv, resize, head"
-        )
+        known = ", ".join(("stem", "mbconv", RESIZE, "head", *CELL_KINDS))
+        raise ConfigError(f"no operator of kind `{key.kind}`", hint=f"known: {known}")
     return module
 
 
@@ -130,6 +140,8 @@ def macs_of_operator(key: OperatorKey) -> int:
     pixels_in, pixels_out = height_in * width_in, height_out * width_out
     if key.kind == RESIZE:
         return 0
+    if key.kind in CELL_KINDS:
+        return macs_of_cell_operator(key)
     if key.kind == "head":
         features = _features_of_head(key)
         if not features:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hwnas.core.errors import ConfigError
+from hwnas.space.cells.space import CellSpace
+from hwnas.space.cells.spec import CellSpec
 from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.channel.spec import ChannelSpec
 from hwnas.space.mbconv.space import MBConvSpace
@@ -32,6 +34,8 @@ def space_from_spec(spec: ChainSpec, *, batch: int = 1, dtype: str = "fp32") -> 
         return ChannelSpace(spec, batch=batch, dtype=dtype)
     if isinstance(spec, MBConvSpec):
         return MBConvSpace(spec, batch=batch, dtype=dtype)
+    if isinstance(spec, CellSpec):
+        return CellSpace(spec, batch=batch, dtype=dtype)
     if isinstance(spec, UserSpec):
         return UserSpace(spec, batch=batch, dtype=dtype)
     raise ConfigError(f"no space is described by {type(spec).__name__}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.core.decoding import convert
 from hwnas.core.errors import ConfigError, nearest
+from hwnas.space.cells.spec import CELL_SPACES, CellSpec
 from hwnas.space.channel.spec import CHANNEL_SPACES, ChannelSpec
 from hwnas.space.mbconv.spec import MBCONV_SPACES, MBConvSpec
 from hwnas.space.user.spec import USER, UserSpec
@@ -14,7 +15,11 @@ from hwnas.space.user.spec import USER, UserSpec
 if TYPE_CHECKING:
     from hwnas.space.chain_spec import ChainSpec
 
-SPACES: dict[str, ChannelSpec | MBConvSpec] = {**CHANNEL_SPACES, **MBCONV_SPACES}
+SPACES: dict[str, ChannelSpec | MBConvSpec | CellSpec] = {
+    **CHANNEL_SPACES,
+    **MBCONV_SPACES,
+    **CELL_SPACES,
+}
 """The spaces that come with hwnas."""
 
 
@@ -70,9 +75,12 @@ def spec_from_plain(plain: dict[str, Any], *, source: str) -> ChainSpec:
     kind = plain["kind"]
     if kind == "mbconv":
         return convert(plain, MBConvSpec, source=source)
+    if kind == "cells":
+        return convert(plain, CellSpec, source=source)
     if kind == "user":  # runs no code of the user's: that needs a module to be built
         return convert(plain, UserSpec, source=source)
     raise ConfigError(
         f"{source}: unknown kind of space `{kind}`",
-        hint="known: mbconv, user, and none for the channel-mask spaces; is it of a later hwnas?",
+        hint="known: mbconv, cells, user, and none for the channel-mask spaces; is it of a later "
+        "hwnas?",
     )

@@ -30,7 +30,9 @@ class Observed(NamedTuple):
 
 
 class SlimNetwork(nn.Module, ABC):
-    """A network of a genotype: it has the modules that it runs, and no others.
+    """A network of a genotype, or one made by hand: it has the modules that it runs, and no others.
+
+    A head (`self.head`, unless `drop_head` knows better) maps the features to the logits.
 
     Attributes:
         tap_names: Names of the layers that `taps` receives, in order. They are among those of the
@@ -56,6 +58,26 @@ class SlimNetwork(nn.Module, ABC):
         Returns:
             (batch, classes)
         """
+
+    @abstractmethod
+    def features(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Compute the last feature map: what the head sees.
+
+        Args:
+            images: As of `forward`.
+            taps: As of `forward`, less the layers of the head.
+
+        Returns:
+            (batch, feature channels, feature height, feature width)
+        """
+
+    def drop_head(self) -> None:
+        """Remove what `features` does not run, in place; `forward` cannot be called any more.
+
+        For networks whose features another head takes: what never runs is neither trained nor
+        counted.
+        """
+        del self.head
 
 
 class Supernet(nn.Module, ABC):

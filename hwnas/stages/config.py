@@ -141,7 +141,7 @@ class RunConfig:
         training_threads: Threads that training computes with; 0 takes all cores. Networks as small
             as the demo's gain little from a second one, and on busy cores lose much by waiting for
             it.
-        accelerator: What the search computes on; `auto` takes a GPU where torch finds one.
+        accelerator: What trainings compute on; `auto` takes a GPU where torch finds one.
         tensorboard: Folder for TensorBoard's event files; empty writes none.
     """
 

@@ -11,6 +11,7 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hwnas.core.metrics import MetricLog
     from hwnas.data.images import ImageData
     from hwnas.distill.teacher import Precision, TeacherCard
     from hwnas.distill.teacher_network import TeacherSpec
@@ -59,15 +60,17 @@ def teacher(
     source: str | None = None,
     weights: Path | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None,
+    robust: Literal["none", "fast-at", "pgd-at", "trades"] | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    log: MetricLog | None = None,
     progress: Progress = SILENT,
 ) -> TeacherResult:
     """Train a robust teacher, or take one that exists.
 
-    Training is adversarial: on PGD examples of the threat model. Interrupted, it goes on after the
-    last finished epoch. A teacher that exists is built by the code that its source names, here and
-    whenever the folder is loaded: docs/teachers.md.
+    Training is adversarial: on PGD examples of the threat model, or as `robust` says. Interrupted,
+    it goes on after the last finished epoch. A teacher that exists is built by the code that its
+    source names, here and whenever the folder is loaded: docs/teachers.md.
 
     Args:
         out: Folder of the teacher.
@@ -79,8 +82,11 @@ def teacher(
             width and blocks.
         precision: What it computes in when it teaches; auto takes bf16 where that is faster and as
             good.
+        robust: How it is trained: pgd-at (default), fast-at (single steps: the fastest), trades, or
+            none.
         epochs: Epochs of training.
         seed: Seed of everything that is drawn.
+        log: Where each epoch's figures go besides.
         progress: Where to report.
 
     Returns:
@@ -99,10 +105,11 @@ def teacher(
         "source": source,
         "weights": str(weights) if weights else None,
         "precision": precision,
+        "robust": robust,
         "epochs": epochs,
     }
     settings = load_config(config, data=data, seed=seed, teacher=given)
-    return make_teacher(settings, out, progress=progress)
+    return make_teacher(settings, out, log=log, progress=progress)
 
 
 def teacher_settings(config: RunConfig) -> dict[str, Any]:
@@ -117,7 +124,13 @@ def teacher_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -> TeacherResult:
+def make_teacher(
+    config: RunConfig,
+    out: Path,
+    *,
+    log: MetricLog | None = None,
+    progress: Progress = SILENT,
+) -> TeacherResult:
     """Train or take a teacher and judge it on validation images. Raises as `teacher`."""
     import torch
 
@@ -130,6 +143,7 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
     from hwnas.distill.teacher_sources import source_inputs
     from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
+    from hwnas.stages.logs import logs_of
     from hwnas.training.figures import accuracy_and_robustness
 
     settings = teacher_settings(config)
@@ -143,11 +157,12 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
     data = load_data(config.data)
     checkpoint = checkpoint_beside(out)
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    with torch_threads(config.training_threads):
-        network, spec, history = _network(config, data, checkpoint, progress)
-        network.eval().requires_grad_(requires_grad=False)
+    device = "cuda" if on_gpu else "cpu"
+    with torch_threads(config.training_threads), logs_of(config.tensorboard, log) as logs:
+        network, spec, history = _network(config, data, checkpoint, device, logs, progress)
+        network.cpu().eval().requires_grad_(requires_grad=False)
         card = _card(config, network, spec, data, progress)
-        network.to("cuda" if on_gpu else "cpu")
+        network.to(device)
         precision = _precision(config, network, card, data, progress)
         judged = data.validation
         if wanted.judged_images:
@@ -195,7 +210,12 @@ def make_teacher(config: RunConfig, out: Path, *, progress: Progress = SILENT) -
 
 
 def _network(
-    config: RunConfig, data: ImageData, checkpoint: Path, progress: Progress
+    config: RunConfig,
+    data: ImageData,
+    checkpoint: Path,
+    device: str,
+    log: MetricLog | None,
+    progress: Progress,
 ) -> tuple[nn.Module, TeacherSpec | None, list[Figures]]:
     """Build and load, or train; return the shape of our own, and the epochs of a training."""
     from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
@@ -212,6 +232,8 @@ def _network(
             wanted,
             seed=config.seed,
             checkpoint=checkpoint,
+            device=device,
+            log=log,
             progress=progress,
         )
     spec = None

@@ -10,6 +10,7 @@ from hwnas.core.progress import SILENT, Progress
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hwnas.core.metrics import MetricLog
     from hwnas.data.images import ImageData
     from hwnas.space.supernet import SlimNetwork
     from hwnas.stages.config import RunConfig
@@ -60,9 +61,10 @@ def train(
     search: Path | None = None,
     config: Path | None = None,
     data: str | None = None,
-    robust: Literal["rslad", "none"] | None = None,
+    robust: Literal["none", "fast-at", "pgd-at", "trades", "ard", "rslad"] | None = None,
     epochs: int | None = None,
     seed: int | None = None,
+    log: MetricLog | None = None,
     progress: Progress = SILENT,
 ) -> TrainResult:
     """Train the derived network with the tutors that the search chose.
@@ -78,9 +80,11 @@ def train(
             ones.
         config: TOML file of `hwnas run`; its [data], [threat] and [train] are used.
         data: Images: digits, cifar10:FOLDER or npz:FILE.
-        robust: How robustly: rslad, or none for the paper's loss on clean images.
+        robust: How robustly: rslad (default), ard, trades, pgd-at, fast-at, or none for the paper's
+            loss on clean images.
         epochs: Epochs of training.
         seed: Seed of everything that is drawn.
+        log: Where each epoch's figures go besides.
         progress: Where to report.
 
     Returns:
@@ -97,7 +101,7 @@ def train(
     settings = load_config(
         config, data=data, seed=seed, train={"robust": robust, "epochs": epochs, "init": init}
     )
-    return make_network(settings, genotype, teacher, search, out, progress=progress)
+    return make_network(settings, genotype, teacher, search, out, log=log, progress=progress)
 
 
 def train_settings(config: RunConfig) -> dict[str, Any]:
@@ -119,6 +123,7 @@ def make_network(
     search_path: Path | None,
     out: Path,
     *,
+    log: MetricLog | None = None,
     progress: Progress = SILENT,
 ) -> TrainResult:
     """Train, or find the network trained. Raises as `train`."""
@@ -142,6 +147,7 @@ def make_network(
     from hwnas.stages.artifacts import checkpoint_beside, data_inputs, is_current
     from hwnas.stages.calls import call_text
     from hwnas.stages.checks import check_images_fit
+    from hwnas.stages.logs import logs_of
     from hwnas.stages.search import SUPERNET_FILE
     from hwnas.training.figures import accuracy_and_robustness
     from hwnas.training.student import train_student
@@ -191,11 +197,13 @@ def make_network(
         network.load_state_dict(supernet.slim_state(derivation.genotype))
         initial_accuracy = _initial_accuracy(network, data, config.seed)
     checkpoint = checkpoint_beside(out)
-    with torch_threads(config.training_threads):
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    with torch_threads(config.training_threads), logs_of(config.tensorboard, log) as logs:
         history = train_student(
             network,
             derivation.tutor_weights,
-            teacher,
+            teacher.to(device),
             data,
             config.data,
             config.threat,
@@ -203,8 +211,11 @@ def make_network(
             seed=config.seed,
             checkpoint=checkpoint,
             inputs=inputs,
+            device=device,
+            log=logs,
             progress=progress,
         )
+    network.cpu()
     clean, robust = accuracy_and_robustness(
         network, data.validation, config.threat, seed=config.seed, progress=progress
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from hwnas.core.artifacts import write_atomically
 from hwnas.core.errors import ArtifactError, ConfigError, TrainingDivergedError
 from hwnas.core.progress import SILENT, Progress
+from hwnas.core.time_limit import stop_if_time_is_up
 from hwnas.training.processes import peers
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def run_epochs(
     parts: Mapping[str, Stateful],
     checkpoint: Path,
     settings: Mapping[str, Any],
+    finished: Callable[[], bool] | None = None,
     processes: Processes | None = None,
     log: MetricLog | None = None,
     progress: Progress = SILENT,
@@ -114,6 +117,8 @@ def run_epochs(
         parts: Everything that changes while training, by name.
         checkpoint: The checkpoint file; left in place for the caller to remove.
         settings: What the run depends on; a checkpoint of other settings is refused.
+        finished: Asked before each epoch whether to end early; it may know from `parts` alone, so
+            that a resumed run ends where it would have.
         processes: Those that train together; None where this is the only one.
         log: Where each epoch's figures go besides.
         progress: Where to report.
@@ -126,6 +131,7 @@ def run_epochs(
         ArtifactError: The checkpoint cannot be read.
         TrainingDivergedError: A loss or a weight is not finite. The last checkpoint is kept.
         ProcessError: Another process has ended. The last checkpoint is kept.
+        UnfinishedError: The next epoch would not end within the time limit that holds.
     """
     history: list[Figures] = []
     is_first = processes is None or processes.is_first
@@ -137,9 +143,14 @@ def run_epochs(
         progress.say(f"{name}: going on after epoch {len(history)} of {epochs}")
     with progress.task(name, epochs, done=len(history)) as task:
         for index in range(len(history), epochs):
+            if finished is not None and finished():
+                progress.say(f"{name}: ends after epoch {index} of {epochs}")
+                break
             epoch = Epoch(name=name, index=index, count=epochs, seed=seed, report=task.advance)
+            began = time.monotonic()
             with peers():
                 figures = body(epoch)
+            took_s = time.monotonic() - began
             _check_finite(name, epoch, parts)
             history.append(figures)
             task.advance(0, ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
@@ -147,6 +158,8 @@ def run_epochs(
                 _save(checkpoint, parts, history, settings)
                 if log is not None:
                     log.log(name, figures, epoch=index + 1)
+            if index + 1 < epochs:
+                stop_if_time_is_up(name, next_s=took_s)
     return history
 
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from hwnas.core.errors import ConfigError, GateFailedError
+from hwnas.robustness import criteria
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-# A tolerance that is met to the last digit must not fail by the rounding of a subtraction.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,31 +98,24 @@ class Tolerances:
 
 def at_most(name: str, figure: float | None, tolerance: float, *, unit: str, meaning: str) -> Gate:
     """Judge a figure that must not exceed its tolerance."""
-    figure = _computed(figure)
-    passed = figure is not None and figure <= tolerance + _ROUNDING
-    return Gate(
-        name=name,
-        passed=passed,
-        figure=figure,
-        relation="at most",
-        tolerance=tolerance,
-        unit=unit,
-        meaning=meaning,
-    )
+    return gate_of_check(criteria.at_most(name, figure, tolerance, unit=unit, meaning=meaning))
 
 
 def at_least(name: str, figure: float | None, tolerance: float, *, unit: str, meaning: str) -> Gate:
     """Judge a figure that must reach its tolerance."""
-    figure = _computed(figure)
-    passed = figure is not None and figure >= tolerance - _ROUNDING
+    return gate_of_check(criteria.at_least(name, figure, tolerance, unit=unit, meaning=meaning))
+
+
+def gate_of_check(check: criteria.Check) -> Gate:
+    """Make a gate of a check: its limit is a tolerance of the engine."""
     return Gate(
-        name=name,
-        passed=passed,
-        figure=figure,
-        relation="at least",
-        tolerance=tolerance,
-        unit=unit,
-        meaning=meaning,
+        name=check.name,
+        passed=check.passed,
+        figure=check.figure,
+        relation=check.relation,
+        tolerance=check.limit,
+        unit=check.unit,
+        meaning=check.meaning,
     )
 
 
@@ -142,8 +133,3 @@ def require(gates: Sequence[Gate]) -> None:
             hint="export the engine again from its twin; where the figures are what you accept, "
             "widen the tolerances of `verify`",
         )
-
-
-def _computed(figure: float | None) -> float | None:
-    """Return None for NaN and infinity: JSON has no such numbers, and they pass no gate."""
-    return figure if figure is not None and math.isfinite(figure) else None

@@ -22,6 +22,7 @@ from hwnas.robustness.evaluate import (
     logits_from_runner,
     predictions_of,
 )
+from hwnas.robustness.model_checks import refuse_probabilities
 from hwnas.robustness.pgd import attack_in_batches
 from hwnas.robustness.square import square
 from hwnas.robustness.threat import ThreatModel
@@ -185,7 +186,7 @@ def verify_engine(
     _check_labels(labels, twin_logits)
     engine_logits = logits_from_runner(engine, images, batch=batch, progress=progress)
     parity = parity_of(twin_logits, engine_logits)
-    _refuse_probabilities(twin_logits)
+    refuse_probabilities(twin_logits)
     clean = _accuracies(predictions_of(twin_logits), predictions_of(engine_logits), labels)
 
     # Not stopped at the boundary: such points would test where the boundary lies to a hair's
@@ -429,14 +430,4 @@ def _check_labels(labels: NDArray[np.int64], logits: NDArray[np.float32]) -> Non
     if labels.min() < 0 or labels.max() >= classes:
         raise DataError(
             f"labels are in [{labels.min()}, {labels.max()}], but the network has {classes} classes"
-        )
-
-
-def _refuse_probabilities(logits: NDArray[np.float32]) -> None:
-    """Refuse a softmax at the end: the attack's loss would flatten, and overstate robustness."""
-    sums = logits.sum(axis=1)
-    if logits.min() >= 0 and np.abs(sums - 1).max() < 1e-4:
-        raise DataError(
-            "the network gives probabilities, not logits: attacks on it would be too weak",
-            hint="remove the softmax from its end",
         )

@@ -15,6 +15,7 @@ from hwnas.space.channel.spec import ChannelSpec, StageSpec
 from hwnas_export.onnx_chain import chained
 from hwnas_export.onnx_export import INPUT_NAME, OUTPUT_NAME, onnx_from_module, onnx_from_modules
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
+from hwnas_profilers.workload import Chain
 
 Images = NDArray[np.float32]
 
@@ -50,6 +51,7 @@ def parts() -> list[onnx.ModelProto]:
     """The operators of a small network, exported one by one, with weights of their own."""
     torch.manual_seed(0)
     workload = SPACE.workload(SPACE.genotype((4, 6)))
+    assert isinstance(workload, Chain)
     modules = [part.build() for part in workload.parts]
     return list(onnx_from_modules(modules, [part.input_shape for part in workload.parts]))
 

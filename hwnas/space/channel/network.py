@@ -82,7 +82,14 @@ class ChannelNetwork(SlimNetwork):
 
     def forward(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Compute logits; the taps are the stem and every convolution after it."""
-        features = self.stem(images)
+        features = self.features(images, taps)
+        head = self.head
+        logits: Tensor = head(features, taps) if isinstance(head, FeatureHead) else head(features)
+        return logits
+
+    def features(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Compute what the last block gives; the taps are those of `forward` before the head."""
+        features: Tensor = self.stem(images)
         if taps is not None:
             taps.append(features)
         for block, parts in zip(self.blocks, self._parts, strict=True):
@@ -90,6 +97,4 @@ class ChannelNetwork(SlimNetwork):
             features = block(features, taps=own)
             if taps is not None and own is not None:
                 taps.extend(own[-len(parts) :])
-        head = self.head
-        logits: Tensor = head(features, taps) if isinstance(head, FeatureHead) else head(features)
-        return logits
+        return features

@@ -62,7 +62,12 @@ class MBConvNetwork(SlimNetwork):
 
     def forward(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Compute logits; the taps are the stem and three per block that is not skipped."""
-        features = self.stem(images)
+        logits: Tensor = self.head(self.features(images, taps))
+        return logits
+
+    def features(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Compute what the last block gives; the taps are those of `forward`."""
+        features: Tensor = self.stem(images)
         if taps is not None:
             taps.append(features)
         for block in self.blocks:
@@ -70,8 +75,7 @@ class MBConvNetwork(SlimNetwork):
                 features = block(features, taps=taps)
             else:
                 features = block(features)
-        logits: Tensor = self.head(features)
-        return logits
+        return features
 
 
 def _module(choice: MBConvChoice, width_in: int, stride: int) -> nn.Module:

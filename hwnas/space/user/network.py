@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hwnas.space.user.chain import Part
     from hwnas.space.user.spec import UserBlock, UserOption, UserSpec
 
+_MAP_DIMENSIONS = 4
+"""Of a feature map: batch, channels, height and width."""
+
 
 @final
 class UserNetwork(SlimNetwork):
@@ -40,8 +43,15 @@ class UserNetwork(SlimNetwork):
         steps = fixed_steps(spec.begin_parts, parts)
         for block, choice in zip(spec.blocks, choices, strict=True):
             steps += steps_of(block, block.options[choice], parts)
-        steps += fixed_steps(spec.end_parts, parts)
-        built, _ = run_steps(steps, torch.zeros(2, *spec.image_shape))
+        built, output = run_steps(steps, torch.zeros(2, *spec.image_shape))
+        head: list[str] = []
+        for step in fixed_steps(spec.end_parts, parts):
+            added, output = run_steps([step], output)
+            built += added
+            # From the first part on that gives something else than a feature map.
+            if head or output.ndim != _MAP_DIMENSIONS:
+                head.append(step.part.name)
+        self._head = tuple(head)
         self.parts = nn.Sequential(
             OrderedDict((part.name, module) for part, module in built if module is not None)
         )
@@ -55,12 +65,27 @@ class UserNetwork(SlimNetwork):
 
     def forward(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
         """Compute logits; the taps are the last part before the search and the searched ones."""
+        features = self.features(images, taps)
+        for name in self._head:
+            features = self.parts.get_submodule(name)(features)
+        return features
+
+    def features(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        """Compute what the last part gives that gives a map; the taps are those of `forward`."""
         features: Tensor = self.pixels(images)
         for name, module in self.parts.named_children():
+            if name in self._head:
+                break
             features = module(features)
             if taps is not None and name in self.tap_names:
                 taps.append(features)
         return features
+
+    def drop_head(self) -> None:
+        """Remove the parts after the last one that gives a feature map, in place."""
+        for name in self._head:
+            delattr(self.parts, name)
+        self._head = ()
 
 
 def tapped_parts(spec: UserSpec) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from hwnas.core.errors import ConfigError, nearest
 from hwnas.space.blocks import Normalize
-from hwnas.space.chain_space import ChainSpace
+from hwnas.space.chain_space import ChainSpace, entry_of
 from hwnas.space.genotype import Genotype
 from hwnas.space.operators import as_trained
 from hwnas.space.user.chain import run_steps
@@ -160,18 +160,20 @@ class UserSpace(ChainSpace):
             spec.begin,
             lambda parts: fixed_steps(spec.begin_parts, parts),
         )
-        links: list[Link] = [((begin,),)]
+        links: list[Link] = [((entry_of(begin),),)]
         before: Sequence[int] = (spec.begin_shape[0],)
         for index, block in enumerate(spec.blocks):
             size = spec.size_before(index)
             rows = {
                 width: tuple(
-                    self._key(
-                        f"{block.name}.{option.name}",
-                        (width, *size),
-                        (option.width_out, *block.size),
-                        option.operators[place],
-                        functools.partial(steps_of, block, option),
+                    entry_of(
+                        self._key(
+                            f"{block.name}.{option.name}",
+                            (width, *size),
+                            (option.width_out, *block.size),
+                            option.operators[place],
+                            functools.partial(steps_of, block, option),
+                        )
                     )
                     for option in block.options
                 )
@@ -190,7 +192,7 @@ class UserSpace(ChainSpace):
             )
             for width, operator in zip(spec.widths_before(len(spec.blocks)), spec.end, strict=True)
         }
-        links.append(tuple((ends[width],) for width in before))
+        links.append(tuple((entry_of(ends[width]),) for width in before))
         return tuple(links)
 
     def _key(

@@ -78,7 +78,7 @@ def test_a_file_is_decoded_with_defaults_for_what_it_leaves_out(tmp_path: Path) 
         ("first = 1", "at first: Expected `object`, got `int`", ""),
         ("[first]\nwidths = [8, '4']", r"at first.widths\[1\]: Expected `int`", ""),
         ("[first.widths]\nx = 1", "at first.widths: Expected `array`", ""),
-        ("[first]\ngates = 'sfot'", "at first.gates: Invalid enum value 'sfot'", ""),
+        ("[first]\ngates = 'sfot'", "at first.gates: Invalid enum value 'sfot'", "`soft`"),
         ("[first]\nblocks = 0", "at first: a stage needs a block, not 0", "ask for 1"),
         ("[[stages]]\nblocks = 0", r"at stages\[0\]: a stage needs a block", "ask for 1"),
         ("seed = ", "is not valid TOML", ""),

@@ -62,9 +62,10 @@ def test_an_error_keeps_what_it_was_told(name: str) -> None:
     assert str(CLASSES[name]("it broke")) == "it broke"
 
 
-def test_only_a_failed_gate_exits_with_three() -> None:
+def test_only_a_failed_gate_and_unfinished_work_have_codes_of_their_own() -> None:
     codes = {name: kind.exit_code for name, kind in CLASSES.items()}
     assert codes.pop("GateFailedError") == 3
+    assert codes.pop("UnfinishedError") == 4
     assert set(codes.values()) == {1}
     assert GateFailedError("a gate failed", result={"n": 1}).result == {"n": 1}
 

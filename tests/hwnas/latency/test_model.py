@@ -279,8 +279,8 @@ def test_what_the_runtime_refuses_is_in_no_network_and_far_too_dear_to_expect(
     def taken_us(link: int, key: OperatorKey) -> float:
         if key not in refused:
             return table.latency_us(key)
-        others = {other for row in small.transitions[link] for other in row} - set(refused)
-        return UNSUPPORTED_FACTOR * max(map(table.latency_us, filter(None, others)))
+        others = {other for row in small.transitions[link] for (other,) in row} - set(refused)
+        return UNSUPPORTED_FACTOR * max(map(table.latency_us, others))
 
     for genotype in all_genotypes(small):
         total_us = sum(map(taken_us, range(5), small.operators_of(genotype)))
@@ -307,7 +307,7 @@ def test_a_target_that_refuses_every_network_is_refused(
     small: ChannelSpace, table_of: TableMaker
 ) -> None:
     table = table_of(small, costs(0))
-    second = [key for row in small.transitions[2] for key in row if key is not None]
+    second = [key for row in small.transitions[2] for (key,) in row]
     with pytest.raises(LatencyTableError, match="refuses 6 operators") as caught:
         LatencyModel(small, refusing(table, second))
     assert f"{second[0]}: no such kernel" in caught.value.message

@@ -103,7 +103,7 @@ def test_what_is_expected_of_a_supernet_is_the_mean_over_its_networks(
         assert float(cost.expected(probabilities)) == pytest.approx(mean, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["rnas-cl-xs", "mbconv-32", "mbconv-224-widths"])
+@pytest.mark.parametrize("name", ["rnas-cl-xs", "mbconv-32", "mbconv-224-widths", "darts-8"])
 def test_macs_and_parameters_are_those_of_the_network_whatever_the_table_tells(
     table_of: TableMaker, name: str
 ) -> None:

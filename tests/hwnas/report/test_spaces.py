@@ -16,6 +16,8 @@ from hwnas.report.operators_picture import MAX_ROWS, MAX_STRIPS, rows_of
 from hwnas.report.options_picture import blocks_of
 from hwnas.report.page import page_from_run
 from hwnas.report.run_files import read_run
+from hwnas.space.cells.space import CellSpace
+from hwnas.space.cells.spec import CellSpec
 from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.channel.spec import CHANNEL_SPACES
 from hwnas.space.mbconv.space import MBConvSpace
@@ -43,6 +45,9 @@ MBCONV = MBConvSpace(
         kernels=(3, 5),
         expansions=(1, 2),
     )
+)
+CELLS = CellSpace(
+    CellSpec(name="few", image_shape=(1, 8, 8), classes=3, cells=3, channels=4, nodes=2)
 )
 USERS_CODE = """
 from torch import nn
@@ -113,6 +118,35 @@ def test_options_of_mbconv_are_drawn_by_what_they_are_made_of(new_run: NewRun) -
     assert "3 of 4 blocks got their likeliest option" in text_of(page)
     names = [MBCONV.options[b][c] for b, c in enumerate(case["choices"])]
     assert f"few, blocks {' '.join(names)}" in text_of(page)
+
+
+def test_options_of_cells_are_drawn_by_edges_and_operations(new_run: NewRun) -> None:
+    case = searched(CELLS, {2: 0})
+    page = page_from_run(new_run(**case))
+    drawing = re.search(r'<figure id="options".*?</svg>', page, re.DOTALL)
+    assert drawing is not None
+    texts = re.findall(r">([^<>]+)</text>", drawing[0])
+    for head in (*CELLS.spec.candidates, "normal 1 ← 0", "← 1", "reduce 2 ← 0"):
+        assert head in texts
+    # Ten edges, seven operations each; of every node the shares sum to two hundred percent.
+    shares = [int(text) for text in texts if text.isdecimal()]
+    assert len(shares) == 10 * 7
+    assert sum(shares) == pytest.approx(4 * 200, abs=40)
+    assert "reduce 1: sep5@0+sep5@1 (" in alt_of(page, "options")
+    assert "3 of 4 blocks got their likeliest option" in text_of(page)
+
+
+def test_what_stands_for_several_places_has_one_share(new_run: NewRun) -> None:
+    run = read_run(new_run(**searched(CELLS)))
+    latency = LatencyModel(CELLS, run.table)
+    shares = network_shares(run, latency)
+    fixed = CELLS.transitions[0][0][0]
+    assert shares[0].name == f"stem, preprocess, factorized, {len(fixed)} operators"
+    blocks = [share.name for share in shares[1:-1]]
+    for name, block in zip(CELLS.block_names, run.derivation.genotype.blocks, strict=True):
+        assert sum(each.startswith(f"{name} {block}") for each in blocks) == 1
+    total_us = sum(share.latency_us for share in shares) + latency.intercept_us
+    assert total_us == pytest.approx(1e3 * latency.predict_ms(run.derivation.genotype))
 
 
 def test_options_of_a_users_space_are_ranked_and_long_names_cut(
@@ -237,7 +271,7 @@ def test_each_budget_is_drawn_beside_its_cost_and_told_beside_the_figure(new_run
     assert "10 line charts over 4 epochs" in alt_of(page, "search")
 
 
-@pytest.mark.parametrize("name", ["rnas-cl-s7", "mbconv-32", "mbconv-32-widths"])
+@pytest.mark.parametrize("name", ["rnas-cl-s7", "mbconv-32", "mbconv-32-widths", "darts"])
 def test_operators_have_no_more_rows_than_there_is_room_for(name: str) -> None:
     space = space_from_spec(space_spec(name))
     keys = [operator.key for operator in space.operators()]
@@ -246,7 +280,7 @@ def test_operators_have_no_more_rows_than_there_is_room_for(name: str) -> None:
     of_rows = [members for group in rows.values() for members in group.values()]
     assert sorted(map(str, keys)) == sorted(str(key) for members in of_rows for key in members)
     assert len(of_rows) <= (MAX_ROWS if is_single else MAX_STRIPS)
-    assert is_single == isinstance(space, ChannelSpace)
+    assert is_single == isinstance(space, ChannelSpace | CellSpace)
     assert is_single == all(len(members) == 1 for members in of_rows)
 
 

@@ -248,3 +248,17 @@ def test_a_data_set_is_attacked_in_eval_mode_and_the_mode_given_back(problem: Pr
     np.testing.assert_array_equal(attacked[0], attacked[1])
     labels = torch.from_numpy(problem.labels)
     assert accuracy(problem.model, torch.from_numpy(attacked[0]), labels) < 0.8
+
+
+def test_only_pixels_are_trained_and_verified_by(problem: Problem) -> None:
+    threat = ThreatModel(protocol="normalized")
+    with pytest.raises(ConfigError, match="hwnas attack"):
+        attack_in_batches(problem.model, problem.images, problem.labels, threat, batch=64, seed=0)
+
+
+def test_a_data_set_is_attacked_in_the_threat_models_norm(problem: Problem) -> None:
+    threat = ThreatModel(norm="l2", eps=1.2, steps=5)
+    images, labels = problem.images[:32], problem.labels[:32]
+    points = attack_in_batches(problem.model, images, labels, threat, batch=16, seed=0)
+    sizes = np.linalg.norm((points - images).reshape(32, -1), axis=1)
+    assert 0.5 < sizes.max() <= 1.2 * (1 + 1e-5)

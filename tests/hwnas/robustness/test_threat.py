@@ -52,8 +52,17 @@ def test_the_default_step_size_follows_eps_and_steps() -> None:
     assert ThreatModel(step_size="2/255").step_size_pixels == pytest.approx(2 / 255)
 
 
+def test_an_l2_eps_may_exceed_1() -> None:
+    threat = ThreatModel(norm="l2", eps=3, step_size="3/2")
+    assert float(threat.eps_pixels) == 3
+    assert threat.step_size_pixels == 1.5
+    assert parse_eps("128/255", "l2") == 128 / 255
+
+
 def test_a_threat_model_survives_its_round_trip() -> None:
-    threat = ThreatModel(eps="4/255", steps=7, restarts=2, step_size=0.01)
+    threat = ThreatModel(
+        norm="l2", eps="4/255", steps=7, restarts=2, step_size=0.01, protocol="normalized"
+    )
     assert decode_json(encode_json(threat), ThreatModel, source="test") == threat
 
 
@@ -64,7 +73,10 @@ def test_a_threat_model_survives_its_round_trip() -> None:
         ({"steps": 0}, "at least 1 step"),
         ({"restarts": 0}, "at least 1 step and 1 restart"),
         ({"step_size": 0}, "moves nothing"),
-        ({"norm": "l2"}, "l2"),
+        ({"norm": "l1"}, "l1"),
+        ({"norm": "l2", "eps": 0}, "not a size"),
+        ({"norm": "l2", "eps": "big"}, '"0.5"'),
+        ({"protocol": "standard"}, "standard"),
         ({"epz": 0.1}, "did you mean `eps`"),
     ],
 )

@@ -147,8 +147,8 @@ def costs_of(spec: ChannelSpec, table_of: TableMaker, *, refuse_widest: bool = F
     refused = {
         key: "no such kernel"
         for row in space.transitions[3]
-        for key in row
-        if refuse_widest and key is not None and key.out_shape[0] == 16
+        for (key,) in row
+        if refuse_widest and key.out_shape[0] == 16
     }
     kept = {key: each for key, each in measurements.items() if key not in refused}
     return SpaceCosts(space, replace(table, measurements=kept, unsupported=refused))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
-from hwnas.search.supernet import Choices, one_hot_gates, sample_gates
+from hwnas.search.supernet import Choices, GateKind, one_hot_gates, sample_gates
 from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.channel.spec import ChannelSpec, StageSpec
 
@@ -25,16 +27,16 @@ SPACE = ChannelSpace(
 )
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_gates_pass_gradients_to_every_choice(hard: bool) -> None:
+@pytest.mark.parametrize("kind", get_args(GateKind))
+def test_gates_pass_gradients_to_every_choice(kind: GateKind) -> None:
     choices = Choices(SPACE, 1, 1)
-    gates = sample_gates(choices, 1.0, torch.Generator().manual_seed(0), hard=hard)
+    gates = sample_gates(choices, 1.0, torch.Generator().manual_seed(0), kind=kind)
     logits = SPACE.supernet()(torch.rand(8, 3, 9, 9), gates).logits
     torch.autograd.backward(logits.square().mean())
     for parameter in choices.architecture:
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
-    if hard:
+    if kind == "hard":
         assert all(set(gate.tolist()) == {0.0, 1.0} for gate in gates)
 
 

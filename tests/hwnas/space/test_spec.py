@@ -83,7 +83,7 @@ def test_an_unknown_space_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         space_spec("?")
     assert caught.value.hint.startswith("known: rnas-cl-xs")
-    assert caught.value.hint.endswith("mbconv-32-widths, mbconv-224-widths")
+    assert caught.value.hint.endswith("darts, darts-8, darts-xs, pc-darts")
 
 
 @pytest.mark.parametrize(

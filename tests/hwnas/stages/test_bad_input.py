@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hwnas.robustness import pgd
-from hwnas.training import teacher as training
+from hwnas.training import robust as training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +110,7 @@ def test_an_unknown_key_names_the_nearest(
         ([("seed", -1)], "`seed` is at least 0"),
         ([("target.threads", 0)], "`threads` is at least 1"),
         ([("teacher.blocks", 2)], "at teacher.blocks: Expected `array`, got `int`"),
-        ([("train.robust", "trades")], "at train.robust: Invalid enum value 'trades'"),
+        ([("train.robust", "trade")], "at train.robust: Invalid enum value 'trade'"),
         ([("table.holdout", 2)], "at least 3 each"),
         ([("budget.fraction", 0.5)], "either `ms` or `fraction`"),
         ([("budget.ms", None)], "either `ms` or `fraction`"),

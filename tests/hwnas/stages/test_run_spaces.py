@@ -12,6 +12,7 @@ import pytest
 
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.search.records import read_derivation, read_search
+from hwnas.space.cells.spec import CellSpec
 from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.spec import SPACES
 
@@ -39,6 +40,15 @@ FEW = MBConvSpec(
     kernels=(3, 5),
     expansions=(1, 2),
 )
+CELLS = CellSpec(
+    name="few-cells",
+    image_shape=(1, 8, 8),
+    classes=10,
+    cells=3,
+    channels=4,
+    nodes=2,
+    operations=("none", "max3", "skip", "sep3", "dil3"),
+)
 # Seconds are enough to see that all parts fit together; nothing is judged on how well it learned.
 QUICK = (("search.warmup_epochs", 0), ("search.epochs", 1))
 
@@ -56,10 +66,11 @@ class Run:
 def spaces() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPACES, FEW.name, FEW)
+        patch.setitem(SPACES, CELLS.name, CELLS)
         yield
 
 
-@pytest.fixture(scope="module", params=["mbconv", "user"])
+@pytest.fixture(scope="module", params=["mbconv", "user", "cells"])
 def made(
     request: pytest.FixtureRequest,
     spaces: None,
@@ -68,9 +79,14 @@ def made(
     hwnas: Call,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    name = {"mbconv": FEW.name, "user": f"user:{users_code}:network"}[request.param]
-    tutors = {"mbconv": "searched", "user": "uniform"}[request.param]
-    config = new_config(("space.name", name), ("search.tutors", tutors), *QUICK)
+    name, tutors, gates = {
+        "mbconv": (FEW.name, "searched", "soft"),
+        "user": (f"user:{users_code}:network", "uniform", "soft"),
+        "cells": (CELLS.name, "searched", "mixture"),
+    }[request.param]
+    config = new_config(
+        ("space.name", name), ("search.tutors", tutors), ("search.gates", gates), *QUICK
+    )
     out = tmp_path_factory.mktemp(request.param) / "run"
     result = hwnas("run", config, "--out", out, "--json")
     assert result.exit_code == 0, result.stderr
@@ -146,7 +162,7 @@ def test_only_a_users_space_needs_its_code_and_says_what_to_do_without_it(
     finally:
         shutil.move(moved, users_code)
     space = read_derivation(made.out / "genotype.json").space
-    if space.name == FEW.name:
+    if space.name in (FEW.name, CELLS.name):
         assert result.exit_code == 0
         return
     assert result.exit_code == 1

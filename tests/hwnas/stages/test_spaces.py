@@ -10,6 +10,7 @@ import pytest
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
 from hwnas.core.errors import ConfigError
+from hwnas.space.cells.space import CellSpace
 from hwnas.space.channel.space import ChannelSpace
 from hwnas.space.mbconv.space import MBConvSpace
 from hwnas.space.mbconv.spec import MBCONV_SPACES
@@ -38,7 +39,8 @@ def table_of_space(name: str, **changes: Any) -> LatencyTable:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("rnas-cl-s3", ChannelSpace), ("mbconv-32", MBConvSpace)]
+    ("name", "kind"),
+    [("rnas-cl-s3", ChannelSpace), ("mbconv-32", MBConvSpace), ("darts-8", CellSpace)],
 )
 def test_a_table_tells_its_space(name: str, kind: type) -> None:
     table = table_of_space(name)
@@ -58,6 +60,9 @@ def test_a_table_tells_its_space(name: str, kind: type) -> None:
         ("mbconv-32", {"kernels": [3, 4]}, "a kernel's side is odd"),
         ("mbconv-32", {"se": [0, 1]}, r"se\[0\]: Expected `bool`"),
         ("mbconv-32", {"stages": [{"blocks": 1, "width": 8}]}, "unknown key `width`"),
+        ("darts-8", {"stem": 8}, "unknown key `stem`"),
+        ("darts-8", {"cells": 1}, "needs at least 3, one normal and two reductions"),
+        ("darts-8", {"operations": ["sep7"]}, "unknown operation `sep7`"),
         ("rnas-cl-s3", {"kernels": [3]}, "unknown key `kernels`"),
         ("rnas-cl-s3", {"kind": "mbconv"}, "unknown key `expansion`"),
     ],

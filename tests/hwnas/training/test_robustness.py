@@ -54,16 +54,24 @@ def judged(network: torch.nn.Module, data: ImageData) -> Judged:
     return Judged(network, clean.value, robust.value)
 
 
-def teacher_of(data: ImageData, eps: str, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+def teacher_of(
+    data: ImageData, eps: str, tmp_path_factory: pytest.TempPathFactory, **settings: Any
+) -> Judged:
+    given: dict[str, Any] = {"epochs": 8, "batch": 32, "attack_steps": 2} | settings
     network, _, _ = train_teacher(
         data,
         DataConfig(),
         ThreatModel(eps=eps),
-        TeacherConfig(width=8, blocks=(1, 1), epochs=8, batch=32, attack_steps=2),
+        TeacherConfig(width=8, blocks=(1, 1), **given),
         seed=0,
         checkpoint=tmp_path_factory.mktemp("teacher") / "checkpoint",
     )
     return judged(network, data)
+
+
+@pytest.fixture(scope="module")
+def plain_teacher(some_digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    return teacher_of(some_digits, EPS, tmp_path_factory, robust="none")
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +80,30 @@ def robust_teacher(some_digits: ImageData, tmp_path_factory: pytest.TempPathFact
 
 
 def test_adversarial_training_makes_a_robust_teacher(
-    some_digits: ImageData, robust_teacher: Judged, tmp_path_factory: pytest.TempPathFactory
+    plain_teacher: Judged, robust_teacher: Judged
 ) -> None:
-    plain = teacher_of(some_digits, "0", tmp_path_factory)
-    assert plain.clean > 0.5
+    assert plain_teacher.clean > 0.5
     assert robust_teacher.clean > 0.4
-    assert robust_teacher.robust > plain.robust + 0.15
+    assert robust_teacher.robust > plain_teacher.robust + 0.15
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"robust": "fast-at"},
+        {"robust": "fast-at", "fast_variant": "fgsm-rs", "averaging": 0.9},
+        {"robust": "trades", "keep": "best"},
+    ],
+)
+def test_every_robust_training_beats_the_plain_one_under_attack(
+    some_digits: ImageData,
+    plain_teacher: Judged,
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: dict[str, Any],
+) -> None:
+    robust = teacher_of(some_digits, EPS, tmp_path_factory, **settings)
+    assert robust.clean > 0.4
+    assert robust.robust > plain_teacher.robust + 0.1
 
 
 def test_robust_distillation_makes_a_robust_student(

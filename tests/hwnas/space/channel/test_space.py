@@ -188,7 +188,7 @@ def test_a_network_runs_operators_of_its_space(space: ChannelSpace, seed: int) -
 @SPACES_UNDER_TEST
 def test_transitions_hold_every_operator_and_no_other(space: ChannelSpace) -> None:
     by_networks = {key for seed in range(300) for key in space.operators_of(drawn(space, seed))}
-    in_links = {key for link in space.transitions for row in link for key in row}
+    in_links = {key for link in space.transitions for row in link for (key,) in row}
     listed = [operator.key for operator in space.operators()]
     assert by_networks == in_links == set(listed)
     assert len(listed) == len(in_links)

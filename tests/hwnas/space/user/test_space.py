@@ -18,7 +18,7 @@ from hwnas.data.sources import DataConfig, load_data
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec, spec_from_plain
 from hwnas.space.user.space import UserSpace
-from hwnas_profilers.workload import OperatorKey, chain_of
+from hwnas_profilers.workload import Chain, OperatorKey, chain_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,7 @@ def test_options_and_operators_are_those_declared(name: str) -> None:
         "user-part5.pool 5x2x2->5x2x2 k0 s1 h0 b1 fp32",
         "user-end 5x2x2->3x1x1 k0 s1 h0 b1 fp32",
     ]
-    assert links[3][0] == (space.operators()[7].key, None)
+    assert links[3][0] == ((space.operators()[7].key,), ())
     assert space.largest.blocks == ("conv-8+bias", "conv", "pool")
     assert space.smallest.widths == (6, 5, 5)
 
@@ -116,6 +116,7 @@ def test_a_networks_operators_are_the_network(
     space = example()
     genotype = space.random_genotype(np.random.default_rng(seed))
     workload = space.workload(genotype)
+    assert isinstance(workload, Chain)
     network, operators = workload.build(), workload.parts
     images = torch.rand(workload.input_shape)
     # Of one state, the chain of operators computes what the network does.

@@ -1,0 +1,1 @@
+"""Studies: arms over seeds, each judged alike, with intervals."""

@@ -1,0 +1,215 @@
+"""The table of a study: arms by figures, each over its seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwnas.core.errors import DataError
+from hwnas.study.figures import (
+    CLEAN,
+    MEASURED_MS,
+    difference_text,
+    has_binomial_interval,
+    has_seed_interval,
+    interval_text,
+    is_share,
+    label,
+    text,
+)
+from hwnas.study.records import ArmRow, Cell, StudyTable
+from hwnas.study.statistics import (
+    interval_over_images,
+    mean_over_seeds,
+    paired_difference,
+    pareto_places,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hwnas.study.records import ArmSeed
+
+
+def study_table(
+    results: Sequence[ArmSeed],
+    *,
+    arms: Mapping[str, str],
+    figures: Sequence[str],
+    baseline: str = "",
+) -> StudyTable:
+    """Bring the figures of arms and seeds together.
+
+    Args:
+        results: One per arm and seed that is finished, in any order; at least one.
+        arms: Description of each arm by name, in the order of the table.
+        figures: Names of the figures to show, in order. The first share that is not `clean` is the
+            main one, which the front is of; without any, the first figure is.
+        baseline: The arm to compare with; empty for none.
+
+    Returns:
+        The table; an arm without results, and a figure that an arm has not, are left out.
+
+    Raises:
+        DataError: There is no result, an arm and seed comes twice, or shares are of different
+            numbers of images.
+    """
+    by_arm: dict[str, dict[int, ArmSeed]] = {name: {} for name in arms}
+    for result in results:
+        if result.seed in by_arm[result.arm]:
+            raise DataError(f"arm {result.arm} has two results for seed {result.seed}")
+        by_arm[result.arm][result.seed] = result
+    sizes = {result.images for result in results}
+    if len(sizes) != 1:
+        raise DataError(f"results over different numbers of images, {sorted(sizes)}, or none")
+    (images,) = sizes
+    compared = by_arm.get(baseline, {})
+    rows = tuple(
+        _row(
+            arm,
+            arms[arm],
+            seeds,
+            figures,
+            images=images,
+            baseline={} if arm == baseline else compared,
+        )
+        for arm, seeds in by_arm.items()
+        if seeds
+    )
+    main = main_figure(figures)
+    return StudyTable(
+        figures=tuple(figures),
+        baseline=baseline,
+        main=main,
+        images=images,
+        rows=rows,
+        front=_front(rows, main),
+    )
+
+
+def main_figure(figures: Sequence[str]) -> str:
+    """Return the figure that pictures and front show.
+
+    >>> main_figure(["params", "clean", "pixel.worst", "pixel.pgd"])
+    'pixel.worst'
+    """
+    shares = [figure for figure in figures if is_share(figure)]
+    attacked = [figure for figure in shares if figure != CLEAN]
+    return [*attacked, *shares, *figures][0]
+
+
+def markdown_from_table(table: StudyTable) -> str:
+    """Write a table in Markdown, to be pasted into a document."""
+    heads = ["arm", "seeds", *(label(figure) for figure in table.figures)]
+    compares = any(cell.difference for row in table.rows for cell in row.cells)
+    if compares:
+        heads.append(f"{label(table.main)}: to {table.baseline}")
+    lines = [_line(heads), _line(["---", *("---:" for _ in heads[1:])])]
+    for row in table.rows:
+        cells = [f"**{row.arm}**" if row.arm in table.front else row.arm, str(len(row.seeds))]
+        cells += [_cell_text(figure, row.cell(figure)) for figure in table.figures]
+        if compares:
+            cells.append(_difference(row.cell(table.main)))
+        lines.append(_line(cells))
+    return "\n".join([*lines, "", *_markdown_notes(table)]) + "\n"
+
+
+def notes(table: StudyTable) -> list[str]:
+    """Say how a table is to be read, sentence by sentence."""
+    seeds = sorted({len(row.seeds) for row in table.rows})
+    span = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    said = [
+        f"Each figure is the mean over {span} seed{'s' * (seeds[-1] > 1)} and, in brackets, its "
+        "95 % t interval over seeds" + ("; of one seed there is none." if seeds[0] == 1 else "."),
+        f"Accuracies are of the same {table.images} test images in every arm and seed.",
+    ]
+    if any(cell.difference for row in table.rows for cell in row.cells):
+        said.append(
+            f"Differences to {table.baseline} are paired by seed, with a 95 % paired t interval "
+            "that is not corrected for the number of arms."
+        )
+    if table.front:
+        said.append(
+            f"Bold: on the Pareto front of {label(table.main).removesuffix(', %')} over measured "
+            "latency."
+        )
+    return said
+
+
+def _row(
+    arm: str,
+    description: str,
+    seeds: Mapping[int, ArmSeed],
+    figures: Sequence[str],
+    *,
+    images: int,
+    baseline: Mapping[int, ArmSeed],
+) -> ArmRow:
+    cells = []
+    for figure in figures:
+        values = values_of(figure, seeds)
+        if not values:
+            continue
+        low = high = None
+        if has_binomial_interval(figure):
+            low, high = interval_over_images(list(values.values()), images)
+        cells.append(
+            Cell(
+                figure=figure,
+                seeds=tuple(values),
+                values=tuple(values.values()),
+                over_seeds=mean_over_seeds(list(values.values())),
+                low_images=low,
+                high_images=high,
+                difference=paired_difference(values, values_of(figure, baseline)),
+            )
+        )
+    return ArmRow(arm=arm, description=description, seeds=tuple(sorted(seeds)), cells=tuple(cells))
+
+
+def values_of(figure: str, seeds: Mapping[int, ArmSeed]) -> dict[int, float]:
+    """Return a figure by seed, of the seeds that have it."""
+    return {
+        seed: seeds[seed].figures[figure] for seed in sorted(seeds) if figure in seeds[seed].figures
+    }
+
+
+def _front(rows: Sequence[ArmRow], main: str) -> tuple[str, ...]:
+    """Return the arms on the front of the main figure over latency, by means."""
+    points = [
+        (row.arm, latency.over_seeds.mean, robust.over_seeds.mean)
+        for row in rows
+        if (latency := row.cell(MEASURED_MS)) and (robust := row.cell(main))
+    ]
+    places = pareto_places([point[1] for point in points], [point[2] for point in points])
+    return tuple(points[place][0] for place in places)
+
+
+def _cell_text(figure: str, cell: Cell | None) -> str:
+    if cell is None:
+        return text(figure, None)
+    found = cell.over_seeds
+    interval = seed_interval(cell)
+    return text(figure, found.mean) + (f" ({interval})" if interval else "")
+
+
+def seed_interval(cell: Cell) -> str:
+    """Write a figure's interval over seeds; nothing where it says nothing."""
+    if not has_seed_interval(cell.figure) or len(set(cell.values)) == 1:
+        return ""
+    return interval_text(cell.figure, cell.over_seeds.low, cell.over_seeds.high)
+
+
+def _difference(cell: Cell | None) -> str:
+    if cell is None or cell.difference is None:
+        return ""
+    found = cell.difference
+    interval = interval_text(cell.figure, found.low, found.high)
+    return difference_text(cell.figure, found.mean) + (f" ({interval})" if interval else "")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _markdown_notes(table: StudyTable) -> list[str]:
+    return [" ".join(notes(table))]

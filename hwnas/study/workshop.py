@@ -1,0 +1,437 @@
+"""What work a study's arms consist of, and what each piece of it depends on.
+
+    table ----------+-> genotype -+-> train -> attacks, one per threat
+    teacher -> search -> derive --+
+
+A piece's key holds everything that it depends on, so that arms and seeds that agree in that share
+it, and a study whose settings were edited does anew only what they touch.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, final
+
+from hwnas.core.artifacts import MANIFEST
+from hwnas.study.work import Work, key_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hwnas.core.progress import Progress
+    from hwnas.data.sources import DataConfig
+    from hwnas.space.chain_space import ChainSpace
+    from hwnas.stages.config import RunConfig
+    from hwnas.study.plan import Arm, Study, StudyThreat
+
+WORK = "work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """An arm in a seed: the work that its figures come from.
+
+    Attributes:
+        arm: The arm.
+        seed: The seed.
+        attacks: By threat, the attacks on its network.
+        stages: What made the network, by stage, in order.
+        trained: The piece that trained the network.
+        genotype: The piece that holds its architecture; None of a network that has no genotype.
+        config: Its settings.
+    """
+
+    arm: Arm
+    seed: int
+    attacks: dict[str, Work]
+    stages: dict[str, Work]
+    trained: Work
+    genotype: Work | None
+    config: RunConfig
+
+    @property
+    def key(self) -> str:
+        """Tells its figures from those of other settings."""
+        return key_of("goal", {}, [work.key for work in self.attacks.values()])
+
+    @property
+    def works(self) -> list[Work]:
+        """What must be done for its figures."""
+        return list(self.attacks.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table:
+    """A latency table: given, or to be measured."""
+
+    path: Path
+    key: str
+    works: tuple[Work, ...]
+
+
+@final
+class Workshop:
+    """Makes the work of a study.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        measure: Whether derived networks are measured: where other processes compute beside it, no
+            measurement is worth much, and predictions stand.
+    """
+
+    def __init__(self, study: Study, out: Path, *, measure: bool = True) -> None:
+        self._study, self._out, self._measure = study, out, measure
+        self._works: dict[str, Work] = {}
+
+    def goals(self) -> list[Goal]:
+        """Return every arm in every seed, all arms of the first seed first.
+
+        Raises:
+            ConfigError: An arm names an architecture that its space has not.
+            InputFileError: The images, or a table that is given, cannot be read.
+        """
+        study = self._study
+        return [self._goal(arm, seed) for seed in study.settings.seeds for arm in study.arms]
+
+    def _goal(self, arm: Arm, seed: int) -> Goal:
+        config = self._study.config_of(arm, seed)
+        if arm.kind == "teacher":
+            trained = self._teacher(config)
+            stages, genotype = {"teacher": trained}, None
+        elif arm.kind == "handcrafted":
+            stages = self._handcrafted(arm, config)
+            trained, genotype = stages["train"], None
+        else:
+            stages = self._searched(arm, config)
+            trained, genotype = stages["train"], stages["genotype"]
+        return Goal(
+            arm=arm,
+            seed=seed,
+            attacks={
+                threat.name: self._attacks(arm, config, threat, trained)
+                for threat in self._study.threats
+            },
+            stages=stages,
+            trained=trained,
+            genotype=genotype,
+            config=config,
+        )
+
+    def _searched(self, arm: Arm, config: RunConfig) -> dict[str, Work]:
+        """Return the stages of an arm whose network is one of a space."""
+        teacher = self._teacher(self._study.teacher_config_of(arm, config.seed))
+        table = self._table(self._study.configs[arm.name])  # one for all seeds
+        search = None
+        if arm.kind == "search" or needs_search(config):
+            search = self._search(config, table, teacher)
+        if arm.kind == "search":
+            assert search is not None
+            genotype = self._derived(config, table, search)
+        else:
+            genotype = self._given(arm, config, table, teacher, search)
+        train = self._trained(config, genotype, teacher, search)
+        stages = {"teacher": teacher, "table": table.works[0] if table.works else None,
+                  "search": search, "genotype": genotype, "train": train}  # fmt: skip
+        return {name: work for name, work in stages.items() if work is not None}
+
+    # Pieces of work
+
+    def _teacher(self, config: RunConfig) -> Work:
+        from hwnas.stages.teacher import make_teacher, teacher_settings
+
+        key = key_of("teacher", teacher_settings(config) | _teacher_inputs(config))
+        path = self._path(key)
+        return self._work(
+            key,
+            path,
+            lambda progress: make_teacher(config, path, progress=progress),
+            training="teacher",
+        )
+
+    def _table(self, config: RunConfig) -> _Table:
+        from pathlib import Path
+
+        from hwnas.core.artifacts import sha256_of_file
+        from hwnas.pipeline import calibrated_table
+        from hwnas_profilers.table import LatencyTable
+
+        space = space_of(config)
+        if config.table.path:
+            path = Path(config.table.path)
+            LatencyTable.read(path).require(
+                target=config.target.name,
+                threads=config.target.threads,
+                space_fingerprint=space.spec.fingerprint,
+            )
+            return _Table(path=path, key=sha256_of_file(path), works=())
+        depends_on = {
+            "target": _plain(config.target),
+            "space": _plain(space.spec),
+            "table": _plain(config.table),
+            "seed": config.seed,
+        }
+        key = key_of("table", depends_on)
+        path = self._path(key).with_suffix(".jsonl")
+        marker = path.with_suffix(".done")
+
+        def make(progress: Progress) -> None:
+            calibrated_table(config, space, path, progress)
+            marker.touch()
+
+        work = self._work(key, path, make, product=marker)
+        return _Table(path=path, key=key, works=(work,))
+
+    def _search(self, config: RunConfig, table: _Table, teacher: Work) -> Work:
+        from hwnas.stages.search import make_search
+
+        depends_on = _settings(config, "data", "threat", "budget", "search") | {"table": table.key}
+        key = key_of("search", depends_on, [teacher.key])
+        path = self._path(key)
+        return self._work(
+            key,
+            path,
+            lambda progress: make_search(config, table.path, teacher.path, path, progress=progress),
+            needs=(*table.works, teacher),
+            training="search",
+        )
+
+    def _derived(self, config: RunConfig, table: _Table, search: Work) -> Work:
+        depends_on = _settings(config, "budget") | {
+            "table": table.key,
+            "timing": _plain(config.table.network_timing),
+        }
+        key = key_of("derive", depends_on, [search.key])
+        path = self._path(key).with_suffix(".json")
+
+        def make(progress: Progress) -> None:
+            from hwnas.latency.resources import SpaceCosts
+            from hwnas.stages.derive import make_derivation
+            from hwnas.stages.spaces import space_of_table
+            from hwnas.study.latency import is_here
+            from hwnas_profilers.table import LatencyTable
+
+            read = LatencyTable.read(table.path)
+            measure = self._measure and is_here(read)
+            if not measure:
+                progress.say(f"study: {key} is derived by predictions, not measured here")
+            make_derivation(
+                search.path,
+                table.path,
+                config.budget.resolve(SpaceCosts(space_of_table(read), read)),
+                path,
+                measure=measure,
+                settings=config.table.network_timing,
+                progress=progress,
+            )
+
+        return self._work(key, path, make, product=path, needs=(*table.works, search))
+
+    def _given(
+        self, arm: Arm, config: RunConfig, table: _Table, teacher: Work, search: Work | None
+    ) -> Work:
+        from hwnas.study.architectures import check_architecture
+        from hwnas.study.given import make_given
+
+        check_architecture(arm.genotype, space_of(config))
+        tutored = search if config.search.tutors == "searched" else None
+        depends_on = _settings(config, "budget") | {
+            "table": table.key,
+            "genotype": arm.genotype,
+            "tutors": config.search.tutors,
+            "attention_size": config.search.attention_size,
+        }
+        needs = (*table.works, teacher, *([tutored] if tutored else []))
+        key = key_of("genotype", depends_on, [need.key for need in needs])
+        path = self._path(key).with_suffix(".json")
+        return self._work(
+            key,
+            path,
+            lambda progress: make_given(
+                arm.genotype,
+                config,
+                table.path,
+                teacher.path,
+                tutored.path if tutored else None,
+                path,
+            ),
+            product=path,
+            needs=needs,
+        )
+
+    def _trained(
+        self, config: RunConfig, genotype: Work, teacher: Work, search: Work | None
+    ) -> Work:
+        from hwnas.stages.train import make_network
+
+        begun = search if config.train.init == "supernet" else None
+        needs = (genotype, teacher, *([begun] if begun else []))
+        key = key_of("train", _settings(config, "data", "threat", "train"), [n.key for n in needs])
+        path = self._path(key)
+        return self._work(
+            key,
+            path,
+            lambda progress: make_network(
+                config,
+                genotype.path,
+                teacher.path,
+                begun.path if begun else None,
+                path,
+                progress=progress,
+            ),
+            needs=needs,
+            training="train",
+        )
+
+    def _handcrafted(self, arm: Arm, config: RunConfig) -> dict[str, Work]:
+        from hwnas.space.handcrafted.registry import check_name
+        from hwnas.study.handcrafted import check_handcrafted, make_handcrafted
+
+        assert isinstance(arm.genotype, str)
+        name = arm.genotype
+        check_name(name)
+        check_handcrafted(config, arm.name)
+        teacher = self._teacher(self._study.teacher_config_of(arm, config.seed))
+        depends_on = _settings(config, "data", "threat", "train") | {
+            "network": name,
+            "width": arm.width,
+            "tutors": config.search.tutors,
+            "attention_size": config.search.attention_size,
+        }
+        key = key_of("train", depends_on, [teacher.key])
+        path = self._path(key)
+        work = self._work(
+            key,
+            path,
+            lambda progress: make_handcrafted(
+                config, name, arm.width, teacher.path, path, progress=progress
+            ),
+            needs=(teacher,),
+            training="train",
+        )
+        return {"teacher": teacher, "train": work}
+
+    def _attacks(self, arm: Arm, config: RunConfig, threat: StudyThreat, trained: Work) -> Work:
+        from hwnas.study.judge import make_attacks
+
+        judge = replace(self._study.judge, attacks=threat.attacks)
+        depends_on = {
+            "seed": config.seed,
+            "data": _data_of(config.data).key,
+            "threat": _plain(threat.model),
+            "judge": _plain(judge),
+        }
+        key = key_of("attacks", depends_on, [trained.key])
+        path = self._path(key)
+        state = path.with_name(f"{key}.state")
+        return self._work(
+            key,
+            path,
+            lambda progress: make_attacks(
+                arm.kind, trained.path, config, threat, judge, path, state, progress=progress
+            ),
+            needs=(trained,),
+            attacks=True,
+        )
+
+    def _work(
+        self,
+        key: str,
+        path: Path,
+        make: Callable[[Progress], Any],
+        *,
+        product: Path | None = None,
+        needs: tuple[Work, ...] = (),
+        training: str = "",
+        attacks: bool = False,
+    ) -> Work:
+        """Return the work of a key, the same for all who ask."""
+        there = product or path / MANIFEST
+        work = Work(
+            stage=key.partition("-")[0],
+            key=key,
+            path=path,
+            done=there.is_file,
+            make=make,
+            needs=needs,
+            training=training,
+            attacks=attacks,
+        )
+        return self._works.setdefault(key, work)
+
+    def _path(self, key: str) -> Path:
+        return self._out / WORK / key
+
+
+def needs_search(config: RunConfig) -> bool:
+    """Say whether training a given network takes something from a search."""
+    return config.search.tutors == "searched" or config.train.init == "supernet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Data:
+    """What must be known of images before they are used."""
+
+    image_shape: tuple[int, int, int]
+    classes: int
+    train: int
+    key: dict[str, Any]
+
+
+@functools.cache
+def _data_of(config: DataConfig) -> _Data:
+    from hwnas.data.sources import load_data
+    from hwnas.stages.artifacts import data_inputs
+
+    data = load_data(config)
+    return _Data(
+        image_shape=data.image_shape,
+        classes=len(data.class_names),
+        train=len(data.train),
+        key={**_plain(config), **data_inputs(config)},
+    )
+
+
+def training_images(config: RunConfig) -> int:
+    """Return how many images an epoch of an arm's training goes through."""
+    return _data_of(config.data).train
+
+
+def space_of(config: RunConfig) -> ChainSpace:
+    """Return the space of an arm, for the images of its data."""
+    from hwnas.space.registry import space_from_spec
+    from hwnas.space.spec import space_spec
+    from hwnas_profilers.targets import parse_target
+
+    data = _data_of(config.data)
+    spec = space_spec(config.space.name, image_shape=data.image_shape, classes=data.classes)
+    return space_from_spec(spec, dtype=parse_target(config.target.name).runtime.precision)
+
+
+def _settings(config: RunConfig, *sections: str) -> dict[str, Any]:
+    """Return some sections as plain data, the seed, and the content of the images."""
+    chosen: dict[str, Any] = {name: _plain(getattr(config, name)) for name in sections}
+    if "data" in sections:
+        chosen["data"] = _data_of(config.data).key
+    return {"seed": config.seed, **chosen}
+
+
+def _teacher_inputs(config: RunConfig) -> dict[str, str]:
+    """Return the hashes of the files that a teacher is made from."""
+    from pathlib import Path
+
+    from hwnas.core.artifacts import sha256_of_file
+    from hwnas.distill.teacher_sources import source_inputs
+
+    inputs = dict(source_inputs(config.teacher.source))
+    if config.teacher.weights:
+        inputs["weights"] = sha256_of_file(Path(config.teacher.weights))
+    return inputs | {"images": str(_data_of(config.data).key)}
+
+
+def _plain(value: object) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)
