@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _TITLES = {
     "loss": "loss, weights (log)",
     "choice_loss": "loss, choices (log)",
+    "objective": "robustness objective",
     "multiplier": "multiplier of the budget",
     "entropy": "entropy of the choices, nat",
     "temperature": "Gumbel temperature (log)",
@@ -127,6 +128,7 @@ def panels_of(run: RunFiles, unit: TimeUnit) -> list[Panel]:
     order = [
         plain["loss"],
         plain["choice_loss"],
+        plain["objective"],
         latency,
         plain["multiplier"],
         *others,

@@ -153,8 +153,6 @@ class ObjectiveTerm:
             UnboundedOperationError: The supernet runs an operation that no sound bound is known of.
             ConfigError: It runs one that the Jacobian's gradient is not known of.
         """
-        if self._objective is None:
-            return
         objective = self._config.objective
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         rows = labels[:, None] if self._rows < self._classes else None

@@ -9,9 +9,11 @@ from hwnas.core.decoding import Hook, read_json
 from hwnas.core.errors import ConfigError, nearest
 from hwnas.distill.tutors import TutorSelection, frozen_tutors
 from hwnas.search.budget import Budgets
+from hwnas.search.objectives import Objective
 from hwnas.space.chain_spec import ChainSpec
 from hwnas.space.genotype import Genotype
 from hwnas.space.spec import spec_from_plain
+from hwnas.training.robust import RobustMethod
 from hwnas_profilers.estimate import EstimateUse
 from hwnas_profilers.records import EnergyStatistics, Statistics
 
@@ -45,6 +47,8 @@ class SearchRecord:
         attention_size: Height and width of the attention maps.
         seed: Seed of the search.
         selection: How tutors were selected.
+        objective: Robustness objective that the choices were to raise.
+        robust: How the supernet's weights were trained against perturbations.
     """
 
     space: ChainSpec
@@ -63,6 +67,8 @@ class SearchRecord:
     expected_forbidden_operators: float | None = None
     estimated: EstimateUse | None = None
     selection: TutorSelection = "searched"
+    objective: Objective = "none"
+    robust: RobustMethod = "none"
     schema: int = SCHEMA
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, final
 import torch
 from torch.nn import functional
 
-from hwnas.data.images import batch_sizes, batches
+from hwnas.data.images import batch_sizes, batches, pixels_from_bytes
 from hwnas.distill.attention import attention_distances, attention_loss, maps_of_energies
 from hwnas.distill.gumbel import gumbel_softmax, temperature_at
 from hwnas.distill.losses import kl_to_teacher
@@ -123,11 +123,10 @@ class SearchSteps:
         )
         self.budget = HeldBudgets(costs, budgets, hold_latency=config.latency_term == "budget")
         self.objective = ObjectiveTerm(config, self.supernet, space.spec.classes, processes)
-        self._learn(weights=False)
-        with torch.no_grad():
-            even = self.choices.probabilities()
-        some = data.validation.pixels()[:2].to(device)
-        self.objective.require_possible(some, even, space.spec.name)
+        if config.objective != "none":
+            self._learn(weights=False)
+            some = pixels_from_bytes(self.validation.images[:2])
+            self.objective.require_possible(some, self.choices.probabilities(), space.spec.name)
 
     def epoch(self, epoch: Epoch) -> Figures:
         """Step the weights over the training split, then the choices over the validation split."""

@@ -30,6 +30,9 @@ class SearchResult:
         most_likely: Most likely option of each searched block, the budgets aside: its width, or its
             name.
         tutors: How tutors were selected.
+        objective: What the choices were to raise besides: a robustness objective, or none.
+        robust: How the supernet's weights were trained against perturbations.
+        expected_objective: Mean of the objective over the last epoch that had it; None without one.
         memory_budget_kib: Bound on the peak of live activations; None without one.
         weights_budget_kib: Bound on the weights; None without one.
         energy_budget_mj: Bound on the energy; None without one.
@@ -51,6 +54,9 @@ class SearchResult:
     epochs: int
     most_likely: tuple[int | str, ...]
     tutors: str
+    objective: str = "none"
+    robust: str = "none"
+    expected_objective: float | None = None
     memory_budget_kib: float | None = None
     weights_budget_kib: float | None = None
     energy_budget_mj: float | None = None
@@ -81,6 +87,9 @@ def search(
     epochs: int | None = None,
     tutors: Literal["searched", "none", "uniform", "random", "depth", "last"] | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
+    objective: Literal["none", "jacobian", "certified", "combined"] | None = None,
+    objective_weight: float | None = None,
+    robust: Literal["none", "fast-at", "pgd-at", "trades", "ard", "rslad"] | None = None,
     seed: int | None = None,
     tensorboard: Path | None = None,
     log: MetricLog | None = None,
@@ -112,6 +121,11 @@ def search(
         epochs: Epochs of the search.
         tutors: How the tutors of each layer are selected: searched, or a baseline.
         precision: Of the supernet's computation: fp32, or bf16 by autocast.
+        objective: What the choices are to raise besides: how slowly logits change around an image
+            (jacobian), a lower bound of its margin (certified), or both (combined).
+        objective_weight: Weight of the objective in the loss of the choices.
+        robust: How the supernet's weights are trained against perturbations of the [threat] of the
+            config.
         seed: Seed of everything that is drawn.
         tensorboard: Folder for TensorBoard's event files.
         log: Where each epoch's figures go besides.
@@ -124,12 +138,20 @@ def search(
         BudgetError: No network of the space meets the budgets.
         ConfigError: A setting is unknown or out of range, or teacher and data do not fit.
         LatencyTableError: The table cannot be used, or does not tell what a budget bounds.
+        UnboundedOperationError: The objective needs bounds of an operation that has none.
         TrainingDivergedError: The loss is not finite; the last good checkpoint is kept.
         ProcessError: Of several processes one has ended; the last checkpoint is kept.
     """
     from hwnas.stages.config import load_config
 
-    given_search = {"epochs": epochs, "tutors": tutors, "precision": precision}
+    given_search = {
+        "epochs": epochs,
+        "tutors": tutors,
+        "precision": precision,
+        "objective": objective,
+        "objective_weight": objective_weight,
+        "robust": robust,
+    }
     settings = load_config(config, data=data, seed=seed, search=given_search)
     bounds = {
         "memory_kib": memory_kib,
@@ -151,6 +173,8 @@ def search_settings(config: RunConfig, budgets: Budgets) -> dict[str, Any]:
     """Return what a search depends on, besides its inputs."""
     import msgspec
 
+    from hwnas.search.rnas_cl import attacked_eps
+
     return {
         "seed": config.seed,
         "budget_ms": budgets.latency_ms,
@@ -161,6 +185,8 @@ def search_settings(config: RunConfig, budgets: Budgets) -> dict[str, Any]:
         "params_k": budgets.params_k,
         "data": msgspec.to_builtins(config.data),
         "search": msgspec.to_builtins(config.search),
+        # What robust training is against; without it no threat changes a search.
+        "eps": attacked_eps(config.search, config.threat),
     }
 
 
@@ -240,6 +266,7 @@ def make_search(
             inputs=inputs,
             processes=processes,
             log=logs,
+            threat=config.threat,
             progress=progress,
         )
     expected = outcome.expected
@@ -260,7 +287,10 @@ def make_search(
         attention_size=attention_size,
         seed=config.seed,
         selection=config.search.tutors,
+        objective=config.search.objective,
+        robust=config.search.robust,
     )
+    rated = [figures["objective"] for figures in outcome.history if "objective" in figures]
     result = SearchResult(
         search=str(out),
         budget_ms=budgets.latency_ms,
@@ -277,6 +307,9 @@ def make_search(
         expected_params_k=expected.get("expected_params_k"),
         estimated_operators=estimated.operators if estimated else 0,
         tutors=config.search.tutors,
+        objective=config.search.objective,
+        robust=config.search.robust,
+        expected_objective=rated[-1] if rated else None,
         epochs=len(outcome.history),
         most_likely=tuple(
             options[row.index(max(row))]

@@ -34,7 +34,8 @@ class MembersConfig:
         sources: Where they come from; each makes arms of its own. `random` draws different networks
             of the space, others in every seed; `genotype` takes one network of it several times,
             with different initial weights; `handcrafted` takes `networks`.
-        combinations: How members become one model, each in arms of its own: see `Ensemble`.
+        combinations: How members become one model, each in arms of its own: see `Ensemble`. There
+            is `concat` too, which takes another training per source and seed.
         genotype: A file that `hwnas derive` wrote, whose network `genotype` takes; empty draws one
             of the space by the first seed.
         networks: Hand-crafted networks that `handcrafted` takes, one after the other, from the
@@ -44,7 +45,7 @@ class MembersConfig:
 
     count: int = 3
     sources: tuple[str, ...] = ("random", "genotype")
-    combinations: tuple[str, ...] = ("average", "concat", "logits")
+    combinations: tuple[str, ...] = ("average", "logits")
     genotype: str = ""
     networks: tuple[str, ...] = ()
     width: float = 1.0

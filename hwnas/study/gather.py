@@ -86,7 +86,7 @@ def gathered(out: Path) -> StudyRecord:
             elif failure is not None:
                 failures.append(failure)
             else:
-                pending.append(f"{arm.name}, seed {seed}")
+                pending.append(f"{arm.name} seed {seed}")
     table = (
         study_table(
             results,

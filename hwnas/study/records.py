@@ -200,7 +200,7 @@ class StudyRecord:
         plan: What it is to find.
         results: Figures of every arm and seed that is finished.
         failures: Arms and seeds that failed.
-        pending: Arms and seeds that are neither, as `arm, seed 0`.
+        pending: Arms and seeds that are neither, as `arm seed 0`.
         table: What the results come to; None where there are none yet.
         latency: Sessions in which latencies were measured.
     """

@@ -166,8 +166,7 @@ def _run(
     every = workshop.goals()
     names = {arm.name for arm in study.arms}
     goals = [g for g in every if g.arm.name in names and g.seed in study.settings.seeds]
-    if rank == 0:
-        _write_plan(path, whole, every, out)
+    _write_plan(path, whole, every, out)
     claims = Claims(out / LOCKS, rank=rank, count=count)
     works = [work for goal in goals for work in goal.works]
     schedule = Schedule(works, claims, progress=progress)
@@ -195,7 +194,7 @@ def _run(
         unfinished.result = result
         raise unfinished
     if failures:
-        said = "; ".join(f"{each.arm}, seed {each.seed}: {each.message}" for each in failures)
+        said = "; ".join(f"{each.arm} seed {each.seed}: {each.message}" for each in failures)
         raise StudyError(
             f"{len(failures)} of {len(goals)} arms and seeds failed: {said}",
             hint=failures[0].hint or "the same command tries them again",
@@ -305,7 +304,7 @@ def _result(record: StudyRecord, out: Path) -> StudyResult:
         images=table.images if table else 0,
         main=table.main if table else "",
         arms=tuple(_summary(row, table) for row in table.rows) if table else (),
-        failed=tuple(f"{each.arm}, seed {each.seed}: {each.message}" for each in record.failures),
+        failed=tuple(f"{each.arm} seed {each.seed}: {each.message}" for each in record.failures),
         pending=record.pending,
         table=str(out / TABLE_FILE) if table else "",
         page=str(out / PAGE_FILE),

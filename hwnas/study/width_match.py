@@ -25,8 +25,8 @@ def matched_widths(count: int, ratios: Ratios, *, start: float) -> list[float]:
 
     Latency over width is near a straight line in logarithms, from which small networks depart, as
     every call has its price, and kernels have widths that they like. So the next guess lies on the
-    line through the two nearest measurements around the goal, or assumes a square law where there
-    are not two yet.
+    line through the two nearest measurements around the goal; where all lie on one side of it, on
+    the plain line through the two nearest, or on a square law while there is one.
 
     Args:
         count: How many models.
@@ -63,8 +63,14 @@ def _next_width(tried: dict[float, float]) -> float:
         (w for w, ratio in tried.items() if ratio >= 1 and w > (faster or 0.0)), default=None
     )
     if faster is None or slower is None:
-        # A square law, but never a step so small that the rounds are used up by it.
-        factor = tried[best] ** -0.5
+        # Along the line through two measurements: latency is convex in width, so that this goes
+        # beyond the goal, and never creeps up to it. Where there are not two, a square law.
+        first, *others = sorted(tried, key=lambda width: abs(math.log(tried[width])))
+        factor = tried[first] ** -0.5
+        if others and (tried[others[0]] - tried[first]) / (others[0] - first) > 0:
+            slope = (tried[others[0]] - tried[first]) / (others[0] - first)
+            factor = (first + (1 - tried[first]) / slope) / first
+        # But never a step so small that the rounds are used up by it.
         factor = max(factor, 1.1) if factor > 1 else min(factor, 0.9)
         low, high = _FACTORS
         return _stepped(best * min(max(factor, low), high))

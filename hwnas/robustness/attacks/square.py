@@ -125,14 +125,19 @@ def square_l2(
             f"not {images.shape[2]}x{images.shape[3]}"
         )
 
-    def scores(points: Tensor) -> Tensor:
+    def share(query: int) -> float:
         tick()
-        return _with_no_answer(model(points))
+        return _share(query, span)
 
     attack = SquareAttack(
-        scores, norm="L2", n_queries=queries, eps=eps, seed=seed, device=images.device
+        lambda points: _with_no_answer(model(points)),
+        norm="L2",
+        n_queries=queries,
+        eps=eps,
+        seed=seed,
+        device=images.device,
     )
-    attack.p_selection = lambda query: _share(query, span)
+    attack.p_selection = share  # asked once for each query
     attack.init_hyperparam(images)
     # Its own `perturb` would also reseed every GPU, so its single run is called.
     with torch.random.fork_rng(devices=[]), torch.no_grad():

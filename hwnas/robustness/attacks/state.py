@@ -18,7 +18,7 @@ from hwnas.core.decoding import encode_json, read_json
 from hwnas.core.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -51,17 +51,20 @@ class AttackState:
 
     Args:
         folder: Where; made if need be.
-        settings: All that the results hang on, as plain data. Attacks are not among it: a later run
-            may add some.
+        settings: Returns all that the results hang on, as plain data; not called where nothing is
+            kept. Attacks are not among it: a later run may add some.
 
     Raises:
         ArtifactError: The folder is one of other settings, or of something else.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, settings: Callable[[], Mapping[str, Any]]) -> None:
         self._folder = folder
         if folder is None:
             return
+        self._claim(folder, settings())
+
+    def _claim(self, folder: Path, settings: Mapping[str, Any]) -> None:
         path = folder / _SETTINGS
         if path.is_file():
             _check_settings(path, settings)

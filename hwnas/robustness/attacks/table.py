@@ -163,7 +163,8 @@ def run_attacks(
             )
         predicted = predictions_of(clean)
         kept = AttackState(
-            state, _settings_of(model, predicted, images, labels, threat, seed, batch, queries)
+            state,
+            lambda: _settings_of(model, predicted, images, labels, threat, seed, batch, queries),
         )
         run = _Run(subject, images, labels, threat, seed, batch, queries, kept, progress)
         right = np.flatnonzero(predicted == labels)

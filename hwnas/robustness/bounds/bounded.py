@@ -47,12 +47,12 @@ class Recording:
         batch: Images; every value has that many rows, and no step mixes them.
         keeps_steps: Keep all steps, to go back through them. Without, only those of vectors are
             kept, so that features are given free as a plain forward does.
-        refine: Finds the interval of a value anew before a nonlinearity is applied to it.
+        refine: Finds the intervals of some elements of a value anew, given which, (elements,).
     """
 
     batch: int
     keeps_steps: bool = True
-    refine: Callable[[Bounded], Interval] | None = None
+    refine: Callable[[Bounded, Tensor], Interval] | None = None
     _places: Iterator[int] = field(default_factory=itertools.count)
 
     def next_place(self) -> int:
@@ -67,20 +67,31 @@ class Bounded:
     Args:
         interval: Its interval, (batch, ...).
         recording: The forward that it is part of.
-        step: What computed it; None for the images.
+        step: What computed it; None for the images, and where steps are not kept.
+        is_box: Its elements vary independently of each other, as pixels do.
+        is_exact: No interval of an element could be tighter.
 
     Attributes:
         place: Its number: greater than that of all that it depends on.
     """
 
-    __slots__ = ("interval", "place", "recording", "refined", "step")
+    __slots__ = ("_refined", "interval", "is_box", "is_exact", "place", "recording", "step")
 
-    def __init__(self, interval: Interval, recording: Recording, step: Step | None = None) -> None:
+    def __init__(
+        self,
+        interval: Interval,
+        recording: Recording,
+        step: Step | None = None,
+        *,
+        is_box: bool = False,
+        is_exact: bool = False,
+    ) -> None:
         self.interval = interval
         self.recording = recording
         self.place = recording.next_place()
         self.step = step
-        self.refined = False
+        self.is_box, self.is_exact = is_box, is_exact
+        self._refined: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -92,10 +103,20 @@ class Bounded:
         """Its dimensions, the batch among them."""
         return len(self.shape)
 
-    def refine(self) -> Interval:
-        """Return its interval for a nonlinearity: found anew where the recording says so."""
-        found = self.recording.refine
-        if found is not None and not self.refined:
-            self.interval = self.interval.meet(found(self))
-            self.refined = True
+    def refine(self, bends: Callable[[Tensor, Tensor], Tensor]) -> Interval:
+        """Return its interval for a nonlinearity.
+
+        Where the recording says so it is found anew, for elements over whose intervals the
+        nonlinearity bends: of others, nothing is lost in any interval.
+
+        Args:
+            bends: Tells so of lower and upper ends.
+        """
+        refine = self.recording.refine
+        if refine is not None and not self.is_exact:
+            wanted = bends(self.interval.lower, self.interval.upper).flatten(1).any(0)
+            missing = wanted if self._refined is None else wanted & ~self._refined
+            if missing.any():
+                self.interval = self.interval.meet(refine(self, missing))
+                self._refined = missing if self._refined is None else missing | self._refined
         return self.interval

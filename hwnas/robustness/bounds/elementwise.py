@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch.nn import functional
 
+from hwnas.robustness.bounds.hardswish import LOWEST, hardswish_ball
+from hwnas.robustness.bounds.interval import Interval
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -39,9 +42,17 @@ class Elementwise(ABC):
     def image(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least and the greatest value over [lower, upper]."""
 
+    def over(self, interval: Interval) -> Interval:
+        """Return the image of an interval."""
+        return Interval.from_ends(*self.image(interval.lower, interval.upper))
+
     @abstractmethod
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the slopes of a line below and of one above; any slopes are sound."""
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Tell where the function is not a line over the interval; true where in doubt."""
+        return torch.ones_like(lower, dtype=torch.bool)
 
     def points_of_slope(self, slope: Tensor) -> Sequence[Tensor]:
         """Return every place between kinks where the derivative is `slope`, and maybe others."""
@@ -141,6 +152,13 @@ class PiecewiseLinear(Elementwise):
         least = self.intercept(torch.minimum, flat, lower, upper)
         return least, self.intercept(torch.maximum, flat, lower, upper)
 
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Tell where a kink is inside."""
+        found = torch.zeros_like(lower, dtype=torch.bool)
+        for kink in self.kinks:
+            found |= (lower < kink) & (kink < upper)
+        return found
+
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slopes of both hulls at the middle."""
         # With the convex kink first, the hull below bends there alone, that above at the other.
@@ -165,7 +183,6 @@ class Hardswish(Elementwise):
     """
 
     kinks = (-3.0, 3.0)
-    _LOWEST = -1.5
 
     def value(self, at: Tensor) -> Tensor:
         """Compute the function."""
@@ -173,13 +190,24 @@ class Hardswish(Elementwise):
 
     def image(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return the value nearest to the lowest point, and the larger one of the ends."""
-        least = self.value(within(self._LOWEST, lower, upper))
+        least = self.value(within(LOWEST, lower, upper))
         return least, torch.maximum(self.value(lower), self.value(upper))
+
+    def over(self, interval: Interval) -> Interval:
+        """Return the image of an interval, from center and radius where that is what it is of."""
+        if interval.has_ends:
+            return Interval.from_ends(*self.image(interval.lower, interval.upper))
+        return Interval.from_center(*hardswish_ball(interval.center, interval.radius))
 
     def points_of_slope(self, slope: Tensor) -> Sequence[Tensor]:
         """Return where the parabola has the slope."""
         # The parabola (x^2 + 3 x) / 6 has the slope (2 x + 3) / 6.
         return ((3.0 * slope - 1.5).clamp(*self.kinks),)
+
+    def bends(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Tell where a part of the parabola is inside."""
+        left, right = self.kinks
+        return (lower < right) & (upper > left)
 
     def slopes(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """Return the slopes of both envelopes at the middle."""

@@ -52,6 +52,11 @@ class Interval:
         return self.any_tensor.shape
 
     @property
+    def has_ends(self) -> bool:
+        """Whether it was made of its ends, or these were asked for."""
+        return self._lower is not None
+
+    @property
     def lower(self) -> Tensor:
         """The lower ends."""
         if self._lower is None:

@@ -92,7 +92,9 @@ def margin_lower_bounds(
     with torch.autocast(images.device.type, enabled=False):
         # The layout in which convolutions are fastest, and so are the transposed ones.
         images = images.contiguous(memory_format=torch.channels_last)
-        logits = _logits_of(forward, Bounded(_ball(images, eps), recording))
+        logits = _logits_of(
+            forward, Bounded(_ball(images, eps), recording, is_box=True, is_exact=True)
+        )
         differences = _differences(labels, logits.shape[1], images)
         margins = lower_bounds(logits, differences, stops_at=_is_fed_by_features)
         if method != "ibp":

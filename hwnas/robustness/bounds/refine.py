@@ -19,29 +19,33 @@ _VALUES = 2**22
 """Coefficients of the layer that are gone back with at once: memory is a few times that."""
 
 
-def refined(value: Bounded) -> Interval:
-    """Find the interval of each element by linear bounds; each end is a linear function.
+def refined(value: Bounded, wanted: Tensor) -> Interval:
+    """Find intervals of elements by linear bounds; each end is a linear function.
 
     Where the value is not a linear map's, its interval follows from those before it already.
+
+    Args:
+        value: The value.
+        wanted: Which of its elements, (elements,), bool; others keep what they have.
     """
-    interval = value.interval
-    if not isinstance(value.step, LinearStep):
-        return interval
-    batch, count = value.shape[0], value.shape[1:].numel()
-    at_once = max(1, _VALUES // (2 * batch * count))
-    lower, upper = [], []
-    for start in range(0, count, at_once):
-        unit = _units(start, min(start + at_once, count), value)
-        below, above = lower_bounds(value, torch.cat([unit, -unit])).chunk(2)  # (S, N) each
-        lower.append(below)
-        upper.append(-above)
-    ends = (torch.cat(each).T.reshape(value.shape) for each in (lower, upper))
-    return Interval.from_ends(*ends)
+    lower, upper = value.interval.lower.flatten(1), value.interval.upper.flatten(1)
+    if isinstance(value.step, LinearStep):
+        places = wanted.nonzero()[:, 0]
+        at_once = max(1, _VALUES // (2 * lower.numel()))
+        below, above = [], []
+        for some in torch.split(places, at_once):
+            units = _units(some, value)
+            least, most = lower_bounds(value, torch.cat([units, -units])).chunk(2)  # (S, N) each
+            below.append(least)
+            above.append(-most)
+        lower = lower.index_copy(1, places, torch.cat(below).T)
+        upper = upper.index_copy(1, places, torch.cat(above).T)
+    return Interval.from_ends(lower.view(value.shape), upper.view(value.shape))
 
 
-def _units(start: int, stop: int, value: Bounded) -> Tensor:
+def _units(places: Tensor, value: Bounded) -> Tensor:
     """Return coefficients that pick one element each, (elements, batch, *shape)."""
     like = value.interval.any_tensor
-    units = like.new_zeros(stop - start, like.shape[1:].numel())
-    units[range(stop - start), range(start, stop)] = 1.0
+    units = like.new_zeros(len(places), like.shape[1:].numel())
+    units[torch.arange(len(places), device=like.device), places] = 1.0
     return units.view(-1, 1, *like.shape[1:]).expand(-1, len(like), *like.shape[1:])

@@ -28,6 +28,7 @@ def linear(
     magnitude: Callable[..., Tensor] | None = None,
     transposed: Callable[[Tensor], Tensor] | None = None,
     constant: Tensor | float | None = None,
+    is_diagonal: bool = False,
 ) -> Bounded:
     """Apply an affine map, jointly to all inputs.
 
@@ -43,18 +44,25 @@ def linear(
         transposed: Maps coefficients of the output, (functions, batch, *shape), to those of each
             input. None has it found by differentiation, which is slower.
         constant: What `affine` gives for zeros, where `transposed` is given; None is nothing.
+        is_diagonal: Each element of the output is of one element of the one input.
     """
     centers = [value.interval.center for value in inputs]
     radii = [value.interval.radius for value in inputs]
     interval = Interval.from_center(affine(*centers), (magnitude or affine)(*radii))
-    return _made(interval, LinearStep(affine, inputs, transposed, constant))
+    step = LinearStep(affine, inputs, transposed, constant)
+    (first, *others) = inputs
+    return _made(
+        interval,
+        step,
+        is_box=is_diagonal and first.is_box,
+        is_exact=not others and (first.is_box or (is_diagonal and first.is_exact)),
+    )
 
 
 def elementwise(function: Elementwise, value: Bounded) -> Bounded:
     """Apply a function to each element."""
-    interval = value.refine()
-    ends = Interval.from_ends(*function.image(interval.lower, interval.upper))
-    return _made(ends, _Elementwise(function, value, interval))
+    interval = value.refine(function.bends)
+    return _made(function.over(interval), _Elementwise(function, value, interval))
 
 
 def product(one: Bounded, other: Bounded) -> Bounded:
@@ -62,7 +70,7 @@ def product(one: Bounded, other: Bounded) -> Bounded:
 
     Its ends are among the four products of ends.
     """
-    first, second = one.refine(), other.refine()
+    first, second = one.refine(_everywhere), other.refine(_everywhere)
     products = [a * b for a in (first.lower, first.upper) for b in (second.lower, second.upper)]
     lower = torch.minimum(
         torch.minimum(products[0], products[1]), torch.minimum(products[2], products[3])
@@ -81,7 +89,7 @@ def largest(gather: Callable[[Tensor], tuple[Tensor, Tensor]], value: Bounded) -
             are found, as indices into the flattened height and width.
         value: (batch, channels, height, width).
     """
-    interval = value.refine()
+    interval = value.refine(_everywhere)
     lower, places = gather(interval.lower)
     upper, _ = gather(interval.upper)
     return _made(Interval.from_ends(lower, upper), _Largest(value, places, upper))
@@ -196,10 +204,18 @@ def unfolded(coefficients: Tensor, functions: int) -> Tensor:
 
 def rows_of(coefficients: Tensor) -> Tensor:
     """Return (S, N, D) of (S, N, ...): a view of features that are channels last."""
-    return (coefficients.movedim(2, -1) if coefficients.ndim == 5 else coefficients).flatten(2)
+    if coefficients.ndim == 5:
+        coefficients = coefficients.movedim(2, -1)
+    return coefficients.flatten(2) if coefficients.ndim > 2 else coefficients[..., None]
 
 
-def _made(interval: Interval, step: Step) -> Bounded:
+def _everywhere(lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.ones_like(lower, dtype=torch.bool)
+
+
+def _made(
+    interval: Interval, step: Step, *, is_box: bool = False, is_exact: bool = False
+) -> Bounded:
     recording = step.inputs[0].recording
     shape = interval.shape
     if not shape or shape[0] != recording.batch:
@@ -207,7 +223,7 @@ def _made(interval: Interval, step: Step) -> Bounded:
             f"it makes {tuple(shape)} of a batch of {recording.batch}, so it mixes its images"
         )
     kept = recording.keeps_steps or len(shape) <= 2
-    return Bounded(interval, recording, step if kept else None)
+    return Bounded(interval, recording, step if kept else None, is_box=is_box, is_exact=is_exact)
 
 
 def dot(coefficients: Tensor, values: Tensor) -> Tensor:

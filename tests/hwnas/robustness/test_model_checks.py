@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -179,18 +180,20 @@ def test_ties_are_said(problem: Problem) -> None:
 
 @pytest.mark.parametrize("how", ["grad", "backward", "tensor"])
 def test_optimization_at_inference_is_said(problem: Problem, how: str) -> None:
+    model = copy.deepcopy(problem.model)  # `backward` leaves gradients on weights
+
     class Purifier(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             with torch.enable_grad():
                 pixels = images.detach().clone().requires_grad_()
-                energy = problem.model(pixels).square().sum()
+                energy = model(pixels).square().sum()
                 if how == "grad":
                     (gradient,) = torch.autograd.grad(energy, pixels)
                 else:
                     torch.autograd.backward(energy) if how == "backward" else energy.backward()
                     assert pixels.grad is not None
                     gradient = pixels.grad
-            logits: Tensor = problem.model(images - 1e-3 * gradient.sign())
+            logits: Tensor = model(images - 1e-3 * gradient.sign())
             return logits
 
     facts = facts_of(Purifier(), problem)

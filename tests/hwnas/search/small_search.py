@@ -1,6 +1,6 @@
 """A small search as a program of its own, to be started by torchrun, or killed.
 
-    python small_search.py search FOLDER [--fatal RANK:STEP]
+    python small_search.py search FOLDER [--fatal RANK:STEP] [--settings JSON]
     python small_search.py kill FOLDER --times N --seed S
 
 It computes in float64, so that what differs between two runs is the method and not the rounding,
@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,13 @@ class DoubleSpace:
         return self._space.supernet().double()
 
 
-def search(folder: Path) -> None:
-    """Search, and let the first process write what came out."""
+def search(folder: Path, settings: dict[str, Any] | None = None) -> None:
+    """Search, and let the first process write what came out.
+
+    Args:
+        folder: Where to.
+        settings: Those of the search that are others than usual.
+    """
     stages = tuple(
         StageSpec(blocks=1, widths=widths, stride=2 if index else 1)
         for index, widths in enumerate(WIDTHS)
@@ -98,7 +104,10 @@ def search(folder: Path) -> None:
         teacher,
         data,
         DataConfig(pad=1, flip=True),
-        SearchConfig(epochs=EPOCHS, warmup_epochs=1, batch=24, attention_size=4),
+        replace(
+            SearchConfig(epochs=EPOCHS, warmup_epochs=1, batch=24, attention_size=4),
+            **(settings or {}),
+        ),
         budgets=budgets,
         seed=3,
         checkpoint=folder / "checkpoint",
@@ -205,6 +214,7 @@ def main() -> None:
     parser.add_argument("what", choices=("search", "kill"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fatal", default="")
+    parser.add_argument("--settings", type=json.loads)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -214,7 +224,7 @@ def main() -> None:
         rank, _, at = given.fatal.partition(":")
         die_at(int(rank), int(at))
     if given.what == "search":
-        search(given.folder)
+        search(given.folder, given.settings)
     else:
         kill(given.folder, given.times, given.seed)
 

@@ -488,7 +488,6 @@ def test_a_space_that_cannot_be_rated_is_refused_before_the_search_begins(
     def strange() -> Supernet:
         supernet = build()
         step: Any = torch.special.i0e if objective == "certified" else Once.apply
-        # Behind gates: what only pixels depend on is not differentiated twice.
         conv = supernet.get_submodule("network.blocks.1.project.conv")
         conv.register_forward_hook(lambda *passed: step(passed[-1]))
         return supernet

@@ -72,6 +72,22 @@ def test_two_processes_search_as_one_does(alone: dict[str, Any], tmp_path: Path)
     assert max(abs(row[0] - row[1]) for row in alone["architecture"]) > 0.05
 
 
+def test_two_processes_share_an_objective_and_robust_training(tmp_path: Path) -> None:
+    settings = {
+        "epochs": 3, "objective": "combined", "objective_images": 7, "objective_weight": 0.1,
+        "objective_ramp": 0.0, "robust": "trades",
+    }  # fmt: skip
+    folders = [tmp_path / name for name in ("one", "two")]
+    for processes, folder in enumerate(folders, start=1):
+        folder.mkdir()
+        code, said = search(folder, processes, "--settings", json.dumps(settings))
+        assert code == 0, said
+    one, two = map(outcome_of, folders)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert all("objective" in figures for figures in one["history"][1:])
+    assert_same(one, two, TOLERANCE)
+
+
 def test_a_killed_process_ends_the_run_which_goes_on_with_another_number(
     alone: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -135,6 +135,15 @@ def test_the_bundle_is_verified_again(made: Run, hwnas: Call) -> None:
     assert json.loads(result.stdout)["passed"] is True
 
 
+def test_its_front_is_derived_from_the_same_search(made: Run, tmp_path: Path, hwnas: Call) -> None:
+    result = hwnas(
+        "pareto", "--search", made.out / "search", "--table", made.out / "table.jsonl", "--out",
+        tmp_path / "front", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["complete"] is True
+
+
 def test_a_second_run_repeats_nothing(made: Run, hwnas: Call) -> None:
     before = sha256_of_file(made.out / "network" / "weights.safetensors")
     again = hwnas("run", made.config, "--out", made.out, "--json")

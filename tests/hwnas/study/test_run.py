@@ -151,7 +151,7 @@ def test_an_edited_arm_is_done_anew_and_the_other_is_kept(
     result = study_run(edited, folder, seeds=(0,))
     assert hashes(folder / "results" / "searched") == before
     # Its other seed was not asked for, and what there was is of other settings.
-    assert result.pending == ("smallest, seed 1",)
+    assert result.pending == ("smallest seed 1",)
     assert result.finished == 3
 
 
@@ -194,7 +194,7 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(
     new_study: NewStudy, tmp_path: Path
 ) -> None:
     study, out = new_study(FAILS), tmp_path / "out"
-    with pytest.raises(StudyError, match="searched, seed 0: no network meets") as caught:
+    with pytest.raises(StudyError, match="searched seed 0: no network meets") as caught:
         study_run(study, out, seeds=(0,))
     result = caught.value.result
     assert isinstance(result, StudyResult)
@@ -207,7 +207,7 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(
     told = click.testing.CliRunner().invoke(cli, arguments)
     assert told.exit_code == 1
     assert json.loads(told.stdout)["failed"] == list(result.failed)
-    assert "searched, seed 0" in told.stderr
+    assert "searched seed 0" in told.stderr
 
 
 def test_unfinished_is_an_exit_code_of_its_own(new_study: NewStudy, tmp_path: Path) -> None:

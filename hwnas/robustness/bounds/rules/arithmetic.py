@@ -39,6 +39,7 @@ def _plus(value: Bounded, constant: Tensor | float) -> Bounded:
         magnitude=itself if is_alike else lambda one: one + 0.0 * constant,
         transposed=itself if is_alike else None,
         constant=constant,
+        is_diagonal=is_alike,
     )
 
 
@@ -63,11 +64,13 @@ def _mul(input: Operand, other: Operand) -> Bounded:
 
 
 def _times(value: Bounded, factor: Tensor | float) -> Bounded:
+    is_alike = _keeps_shape(value, factor)
     return linear(
         lambda one: one * factor,
         value,
         magnitude=lambda one: one * abs(factor),
-        transposed=(lambda each: each * factor) if _keeps_shape(value, factor) else None,
+        transposed=(lambda each: each * factor) if is_alike else None,
+        is_diagonal=is_alike,
     )
 
 

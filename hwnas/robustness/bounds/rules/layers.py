@@ -121,6 +121,7 @@ def _batch_norm(
         magnitude=lambda one: one * size,
         transposed=lambda coefficients: coefficients * scale,
         constant=shift,
+        is_diagonal=True,
     )
 
 

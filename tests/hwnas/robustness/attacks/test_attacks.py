@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from hwnas.robustness.threat import Norm, ThreatModel
 from tests.hwnas.robustness.attacks.conftest import EPS, Digits, SmallNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -273,6 +275,43 @@ def test_an_array_function_is_attacked_as_a_black_box(digits: Digits) -> None:
     assert 24 < row.queries < asked  # the clean pass and the verdict are not the attack's
     with pytest.raises(ConfigError, match="no gradients"):
         run_attacks(predict, *given, attacks=["square", "pgd"], seed=0, batch=BATCH)
+
+
+class Recorder:
+    """A progress that counts; it is its own task."""
+
+    def __init__(self) -> None:
+        self.totals: list[float] = []
+        self.steps: list[float] = []
+
+    @contextmanager
+    def task(self, name: str, total: float, *, done: float = 0) -> Iterator[Recorder]:
+        self.totals.append(total)
+        yield self
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        self.steps.append(steps)
+
+    def say(self, message: str) -> None:
+        raise AssertionError(message)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_all_that_was_promised_is_reported(digits: Digits, norm: Norm) -> None:
+    progress = Recorder()
+    run_attacks(
+        digits.model,
+        digits.images[:8],
+        digits.labels[:8],
+        ThreatModel(norm=norm, eps=EPS[norm], steps=3, restarts=2),
+        attacks=NAMES,
+        seed=0,
+        batch=BATCH,
+        queries=20,
+        progress=progress,
+    )
+    assert min(progress.steps) >= 0
+    assert sum(progress.steps) == sum(progress.totals) > 100
 
 
 def test_a_table_survives_its_round_trip(digits: Digits) -> None:

@@ -1,8 +1,10 @@
-"""Our bounds beside those of auto_LiRPA, where it is installed.
+"""Our bounds beside those of auto_LiRPA, where it is installed (from git; PyPI's is too old).
 
-Intervals are unique, up to what is made of the last layer; its linear bounds have the same ReLU
-relaxation by default ("adaptive"), so they are equal too. It has no rule for h-swish of its own
-kind, so there ours is only not to be looser than what it makes of the parts.
+Both have CROWN's ReLU relaxation, and merge the last layer into the margins, so bounds are equal:
+what is left are the places where intervals of both kinds are known, of which we take the overlap.
+
+`conv_mode="matrix"`: by its default, "patches", version 0.7.1 finds intervals with CROWN behind a
+depthwise convolution that do not hold the network's own values. It has no h-swish.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from hwnas.robustness.threat import Eps
 from hwnas.space.operators import as_trained
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 auto_lirpa = pytest.importorskip("auto_LiRPA")
@@ -61,7 +65,8 @@ THEIR_NAMES = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "crown": "CROWN"}
 def theirs(network: nn.Module, images: Tensor, labels: Tensor, eps: float, method: str) -> Tensor:
     low, high = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
     ball = auto_lirpa.PerturbationLpNorm(norm=float("inf"), eps=eps, x_L=low, x_U=high)
-    bounded = auto_lirpa.BoundedModule(network, images, device="cpu", verbose=False)
+    options = {"conv_mode": "matrix"}
+    bounded = auto_lirpa.BoundedModule(network, images, bound_opts=options, device="cpu")
     assert torch.allclose(bounded(images), network(images))
     identity = torch.eye(CLASSES, dtype=images.dtype)
     differences = identity[labels][:, None] - identity[None]  # (N, classes, classes)
@@ -75,6 +80,15 @@ def theirs(network: nn.Module, images: Tensor, labels: Tensor, eps: float, metho
     return found
 
 
+@pytest.fixture
+def float64_by_default() -> Iterator[None]:
+    """It makes tensors of the default type, whatever the network's is."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize("method", THEIR_NAMES)
 @pytest.mark.parametrize("eps", [1e-3, 1 / 255, 0.02])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -86,11 +100,10 @@ def test_relu_networks_have_the_same_bounds(name: str, eps: float, method: Metho
     ours = margin_lower_bounds(network, images, labels, eps=Eps(eps), method=method)
     other = theirs(network, images, labels, eps, method)
     sys.stderr.write(_told(f"{name} {method} {eps:.4f}", ours, other))
-    if method == "ibp":
-        # Theirs merges the last layer too; nothing is left to choose.
-        torch.testing.assert_close(ours, other, rtol=1e-6, atol=1e-8)
-    else:
-        assert (ours >= other - 1e-6 * other.abs().clamp(min=1.0)).all()
+    # Slopes are chosen by intervals: the overlap may choose another one than either.
+    tolerance = 1e-3 if method == "crown" and eps > 0.01 else 1e-9
+    torch.testing.assert_close(ours, other, rtol=0, atol=tolerance)
+    assert ours.mean() >= other.mean() - 1e-9
 
 
 def _told(what: str, ours: Tensor, other: Tensor) -> str:

@@ -18,6 +18,7 @@ from hwnas.robustness.bounds.elementwise import (
     SIGMOID,
     PiecewiseLinear,
 )
+from hwnas.robustness.bounds.hardswish import hardswish_ball
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,3 +132,22 @@ def test_hardswish_knows_that_it_falls() -> None:
     least, most = HARDSWISH.image(torch.tensor([-3.0, -1.0]), torch.tensor([-1.0, 1.0]))
     assert least.tolist() == pytest.approx([-0.375, -1 / 3])
     assert most.tolist() == pytest.approx([0.0, 2 / 3])
+
+
+@few
+@given(ends=intervals(any_width))
+def test_hardswish_of_a_ball_is_that_of_its_ends(ends: tuple[Tensor, Tensor]) -> None:
+    center, radius = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+    least, most = HARDSWISH.image(*ends)
+    found_center, found_radius = hardswish_ball(center, radius)
+    torch.testing.assert_close(found_center, (least + most) / 2)
+    torch.testing.assert_close(found_radius, (most - least) / 2)
+
+
+def test_hardswish_of_a_ball_has_the_gradients_of_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    center = 4.0 * torch.randn(200, generator=generator, dtype=torch.float64)
+    radius = 2.0 * torch.rand(200, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        hardswish_ball, (center.requires_grad_(), radius.requires_grad_())
+    )

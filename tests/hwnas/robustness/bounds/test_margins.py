@@ -107,13 +107,14 @@ def test_what_costs_more_is_tighter(eps: float) -> None:
 
 
 def test_refined_intervals_lie_within_those_before(worst_found: Any) -> None:
-    seen = []
+    seen: list[Any] = []
 
     def watched(value: Any) -> Any:
         hidden = torch.relu(first(value))
         if isinstance(hidden, BoundedTensor):
             before = second(hidden).bounded
-            seen.append((before.interval, refined(before)))
+            everything = torch.ones(before.shape[1:].numel(), dtype=torch.bool)
+            seen.append((before.interval, refined(before, everything)))
         return second(hidden).flatten(1)[:, :CLASSES]
 
     first, second = relu_network()[0], relu_network()[2]  # type: ignore[index]

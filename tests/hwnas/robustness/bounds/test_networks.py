@@ -113,12 +113,8 @@ class Case:
         return self.supernet(images, self.gates, observe=False).logits
 
     def chosen(self, genotype: Genotype) -> Any:
-        gates = [gate.double() for gate in one_hot_gates(self.space, self.choices(genotype))]
+        gates = [gate.double() for gate in one_hot_gates(self.space, self.space.choices(genotype))]
         return lambda images: self.supernet(images, gates, observe=False).logits
-
-    def choices(self, genotype: Genotype) -> list[int]:
-        pairs = zip(self.space.options, genotype.blocks, strict=True)
-        return [list(options).index(name) for options, name in pairs]
 
     def slim(self, genotype: Genotype) -> nn.Module:
         network = self.space.network(genotype)

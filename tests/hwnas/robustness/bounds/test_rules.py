@@ -91,6 +91,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "plain batch norm": lambda x: functional.batch_norm(x, MEAN, VARIANCE),
     "sum": lambda x: x.sum(dim=1),
     "mean": lambda x: x.mean(dim=(2, 3)),
+    "mean of each image": lambda x: x.mean(dim=(1, 2, 3)) - 1.0,
     "mean with dimensions kept": lambda x: torch.mean(x, (1, 3), keepdim=True),
     "average pooling": lambda x: functional.avg_pool2d(x, 3, 2, 1),
     "average pooling without the border": lambda x: functional.avg_pool2d(
