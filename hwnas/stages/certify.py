@@ -65,7 +65,7 @@ def certify(
     config: Path | None = None,
     data: str | None = None,
     weights: Path | None = None,
-    eps: tuple[str, ...] = ("0.5/255", "1/255", "2/255", "4/255"),
+    eps: tuple[str, ...] = ("1/255", "2/255", "4/255", "8/255"),
     method: Literal["ibp", "crown-ibp", "crown"] = "crown",
     n: int = 200,
     seed: int = 0,

@@ -71,7 +71,7 @@ class Cell:
         figure: Its name.
         seeds: Seeds that have it.
         values: Its value in each of them.
-        over_seeds: Mean and t interval over the seeds.
+        over_seeds: Mean and t interval over the seeds; of a share, the interval is cut at 0 and 1.
         low_images: Of a share: lower end of the 95 % Wilson interval over the test images; see
             `interval_over_images`.
         high_images: Upper end of it.

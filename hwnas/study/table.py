@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hwnas.core.errors import DataError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hwnas.study.records import ArmSeed
+    from hwnas.study.statistics import SeedMean
 
 
 def study_table(
@@ -157,13 +159,21 @@ def _row(
                 figure=figure,
                 seeds=tuple(values),
                 values=tuple(values.values()),
-                over_seeds=mean_over_seeds(list(values.values())),
+                over_seeds=_over_seeds(figure, list(values.values())),
                 low_images=low,
                 high_images=high,
                 difference=paired_difference(values, values_of(figure, baseline)),
             )
         )
     return ArmRow(arm=arm, description=description, seeds=tuple(sorted(seeds)), cells=tuple(cells))
+
+
+def _over_seeds(figure: str, values: Sequence[float]) -> SeedMean:
+    """Return the mean over seeds; an interval of a share ends where shares do."""
+    found = mean_over_seeds(values)
+    if not is_share(figure) or found.low is None or found.high is None:
+        return found
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def values_of(figure: str, seeds: Mapping[int, ArmSeed]) -> dict[int, float]:

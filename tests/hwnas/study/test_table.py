@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,6 +66,23 @@ def test_shares_have_an_interval_over_images_and_harmonic_means_have_none(
     assert clean.low_images < clean.over_seeds.mean
     assert harmonic.low_images is None
     assert params.low_images is None
+
+
+def test_an_interval_of_a_share_ends_where_shares_do(made_up: Results) -> None:
+    results = [
+        replace(
+            result, figures={"clean": 0.9 + 0.09 * result.seed, "measured_ms": 1.0 * result.seed}
+        )
+        for result in made_up((0, 1))
+    ]
+    arms = {"base": "", "better": "", "worse": ""}
+    row = study_table(results, arms=arms, figures=("clean", "measured_ms")).rows[0]
+    clean, latency = row.cell("clean"), row.cell("measured_ms")
+    assert clean is not None
+    assert latency is not None
+    assert clean.over_seeds.high == 1.0
+    assert latency.over_seeds.high is not None
+    assert latency.over_seeds.high > 5.0
 
 
 def test_an_arm_without_results_and_a_figure_that_is_lacking_are_left_out(

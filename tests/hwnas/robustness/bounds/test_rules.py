@@ -162,7 +162,8 @@ def test_rules_hold_every_point(name: str, seed: int, radius: float) -> None:
     assert (values <= interval.upper + 1e-9).all()
     coefficients = draw(3, *output.shape)
     bounds = lower_bounds(output.bounded, coefficients)
-    found = (values[:, None] * coefficients).flatten(3).sum(3)  # (points, functions, batch)
+    products = values[:, None] * coefficients
+    found = products.flatten(2).view(*products.shape[:3], -1).sum(3)  # (points, functions, batch)
     assert (found >= bounds - 1e-9).all()
     if radius == 0:
         torch.testing.assert_close(bounds, found[0], rtol=1e-9, atol=1e-9)
