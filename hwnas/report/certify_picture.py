@@ -32,14 +32,14 @@ def certify_picture(record: CertifyRecord) -> Picture:
     radii = np.array([0.0, *(parse_eps(line.eps) for line in record.lines)]) * _PER_PIXEL
     left = 100 * np.array([record.clean, *(line.attacked for line in record.lines)])
     # Each image's own radius says where it leaves the curve of what is proven.
-    proven = np.sort([radius * _PER_PIXEL for _, radius in record.samples])
-    at = np.unique(np.concatenate([radii, proven]))
-    at = at[at <= radii[-1]]
-    right = [100 * record.clean] + [100 * float(np.mean(proven >= radius)) for radius in at[1:]]
-    axes.fill_between(
-        at, right, np.interp(at, radii, left), step="pre", color=GRAY, alpha=0.25, linewidth=0
-    )
-    axes.plot(radii, left, "o-", color=ORANGE, markersize=3, label=f"PGD-{record.steps} leaves")
+    proven = np.array([radius * _PER_PIXEL for _, radius in record.samples])
+    at = np.unique(np.append(radii, proven))
+    right = [100 * record.clean, *(100 * float(np.mean(proven >= radius)) for radius in at[1:])]
+    # What PGD refutes at a radius it refutes at every larger one, up to the next that it tried.
+    refuted = left[np.searchsorted(radii, at[:-1], side="right") - 1]
+    axes.stairs(refuted, at, baseline=right[1:], fill=True, color=GRAY, alpha=0.25, linewidth=0)
+    axes.step(radii, left, "o-", where="post", color=ORANGE, markersize=3,
+              label=f"PGD-{record.steps} leaves")  # fmt: skip
     axes.step(at, right, where="pre", color=BLUE, label=f"certified ({record.method})")
     for color, lows, highs in (
         (ORANGE, "attacked_low", "attacked_high"), (BLUE, "certified_low", "certified_high"),

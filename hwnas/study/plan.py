@@ -51,8 +51,9 @@ class StudySettings:
         arms: Arms to run; empty for all.
         teachers: `one` trains one teacher for all seeds, by the seed of [base], so that intervals
             are of what students come to with this teacher; `per-seed` trains one for each.
-        measure: Measure the latency of all networks side by side at the end, where this device is
-            the table's.
+        measure: `both` measures every derived network, which its budget is held by, and all
+            networks side by side at the end, where this device is the table's; `end` derives by
+            predictions, so that a busy machine fails no arm; `none` measures nothing.
     """
 
     name: str
@@ -62,7 +63,7 @@ class StudySettings:
     figures: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
     teachers: Literal["one", "per-seed"] = "one"
-    measure: bool = True
+    measure: Literal["both", "end", "none"] = "both"
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

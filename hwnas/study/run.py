@@ -181,7 +181,7 @@ def _run(
     if rank != 0:
         return _result(gathered(out), out)
     write_failures(out, failures)
-    if unfinished is None and whole.settings.measure:
+    if unfinished is None and whole.settings.measure != "none":
         done = [goal for goal in every if all(work.done() for work in goal.works)]
         try:
             measure_networks(done, out, may_stop=schedule.began, progress=progress)

@@ -83,7 +83,8 @@ class Workshop:
     """
 
     def __init__(self, study: Study, out: Path, *, measure: bool = True) -> None:
-        self._study, self._out, self._measure = study, out, measure
+        self._study, self._out = study, out
+        self._measure = measure and study.settings.measure == "both"
         self._works: dict[str, Work] = {}
 
     def goals(self) -> list[Goal]:
@@ -202,6 +203,7 @@ class Workshop:
         depends_on = _settings(config, "budget") | {
             "table": table.key,
             "timing": _plain(config.table.network_timing),
+            "measured": self._study.settings.measure == "both",
         }
         key = key_of("derive", depends_on, [search.key])
         path = self._path(key).with_suffix(".json")

@@ -39,15 +39,16 @@ def margin_lower_bounds(
     The bounds hold for every image x' of [0, 1] with |x' - x| <= eps in each pixel. Where all of a
     sample's are positive (but the label's own), no such image is misclassified.
 
-    - `ibp`: interval bound propagation, at about the cost of two forward passes. Loose on networks
-      that were not trained for it; fit to be optimized.
-    - `crown-ibp`: linear bounds are propagated backward from the margins to the pixels; the
-      relaxations of nonlinearities are those of intervals. About one more backward pass per class.
-    - `crown`: the intervals are found by linear bounds too, layer by layer. The tightest, at the
-      cost of a backward pass per neuron: for small networks and batches.
+    - `ibp`: interval bound propagation, at the cost of some three forward passes. Loose on networks
+      that were not trained for it; cheap to optimize.
+    - `crown-ibp`: linear bounds are propagated backward from the margins to the pixels, with lines
+      over the intervals of `ibp`. Some two to five forward passes more per class, and where
+      gradients are wanted, memory for as many images as images times classes.
+    - `crown`: intervals are found by linear bounds too, layer by layer. The tightest, at the cost
+      of a backward pass per value that a nonlinearity bends: for small networks and batches.
 
-    None is ever below a cheaper one's that it builds on: `crown-ibp` and `crown` give the larger of
-    their own and that of their intervals.
+    Where the last layers are linear maps of vectors, they are merged into the margins for `ibp` too.
+    The other two give the larger one of their own bound and that of their intervals.
 
     Bounds are differentiable in whatever `forward` computes with: weights, and a supernet's gates.
 

@@ -109,7 +109,7 @@ def test_robust_weights_lose_less_to_an_attack(searcher: Searcher, method: Robus
     images, labels, count = searcher.batch(64)
     gates = [torch.full((len(options),), 1 / len(options)) for options in searcher.space.options]
     for each in ("none", method):
-        config = replace(CONFIG, robust=cast("RobustMethod", each), tutors="none")
+        config = replace(CONFIG, robust=each, tutors="none")
         steps = searcher.steps(config)
         generator = torch.Generator().manual_seed(0)
         for _ in range(40):
@@ -166,8 +166,8 @@ def test_energies_are_of_as_many_images_as_there_are_and_of_clean_ones_where_run
     images, labels = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 0])
     weight = torch.ones(16, 2, requires_grad=True)
 
-    def run(points: Tensor, *, trained: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return points.flatten(1) @ weight, (points[:, 0],) if trained else ()
+    def run(images: Tensor, *, trained: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return images.flatten(1) @ weight, (images[:, 0],) if trained else ()
 
     losses, energies = robust_pass(
         method,

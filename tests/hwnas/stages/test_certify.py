@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from torch.nn import functional
 
 import hwnas.api
@@ -22,6 +21,7 @@ from hwnas.core.errors import (
     UnboundedOperationError,
 )
 from hwnas.data.sources import DataConfig, load_data
+from hwnas.distill.teacher_sources import network_from_source
 from hwnas.robustness.bounds.records import CertifyRecord
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ from torch import nn
 
 def net():
     return nn.Sequential(
-        nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.Hardswish(), nn.Flatten(), nn.Linear(384, 10)
+        nn.Conv2d(1, 6, 3, stride=2, padding=1),
+        nn.Hardswish(),
+        nn.Conv2d(6, 6, 3, stride=2, padding=1),
+        nn.Hardswish(),
+        nn.Flatten(),
+        nn.Linear(96, 10),
     )
 
 
@@ -69,19 +74,14 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(code: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of `net` that know digits."""
     data = load_data(DataConfig())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = nn.Sequential(
-            nn.Conv2d(1, 6, 3, stride=2, padding=1),
-            nn.Hardswish(),
-            nn.Flatten(),
-            nn.Linear(384, 10),
-        )
+        net = network_from_source(str(named(code, "net")), classes=10, pretrained=False)
         optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-        for _ in range(60):
+        for _ in range(80):
             optimizer.zero_grad()
             loss = functional.cross_entropy(net(data.train.pixels()), data.train.labels)
             torch.autograd.backward(loss)

@@ -146,6 +146,7 @@ BAD = [
     ('kind = "train"', 'kind = "train"\nmodel = "x"', "unknown key `model`", ""),
     ('baseline = "a"', 'figures = ["pixel.pdg"]', "there is no figure `pixel.pdg`", "pixel."),
     ('baseline = "a"', 'arms = ["c"]', "there is no arm `c`", ""),
+    ('baseline = "a"', "measure = true", "measure", ""),
     ("[study]", "[sudy]", "unknown key `sudy`", "`study`"),
     ('question = "Which?"', "", "question", ""),
     ("[study]", "[study", "not valid TOML", ""),
