@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT, help="another file for the figures")
     given = parser.parse_args()
     if given.quick:
-        given.spaces, given.batch, given.samples = "rnas-cl-xs", 32, 3
+        given.spaces, given.batch, given.samples = "rnas-cl-xs", 32, 6
         given.teacher_width, given.teacher_blocks = 8, "1,1"
     with torch_threads(given.threads):
         runs = [one_run(name, given) for name in given.spaces.split(",")]

@@ -47,8 +47,8 @@ def margin_lower_bounds(
     - `crown`: intervals are found by linear bounds too, layer by layer. The tightest, at the cost
       of a backward pass per value that a nonlinearity bends: for small networks and batches.
 
-    Where the last layers are linear maps of vectors, they are merged into the margins for `ibp` too.
-    The other two give the larger one of their own bound and that of their intervals.
+    Where the last layers are linear maps of vectors, they are merged into the margins for `ibp`
+    too. The other two give the larger one of their own bound and that of their intervals.
 
     Bounds are differentiable in whatever `forward` computes with: weights, and a supernet's gates.
 

@@ -86,7 +86,7 @@ class BoundedTensor(torch.Tensor):
 
 
 def _apply(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    name = getattr(func, "__name__", str(func))
+    name = _name_of(func)
     plain, in_place = in_place_of(func)
     in_place = bool(kwargs.pop("inplace", False)) or in_place
     rule = RULES.get(plain)
@@ -147,6 +147,12 @@ def _wrapped(tree: Any, known: Mapping[int, BoundedTensor]) -> Any:
     if type(tree) in (tuple, list):
         return type(tree)(_wrapped(each, known) for each in tree)
     return tree
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    name: str = getattr(func, "__name__", str(func))
+    # A property: what it is called is known to what it is read through.
+    return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name
 
 
 def _is_getter(func: Callable[..., Any]) -> bool:

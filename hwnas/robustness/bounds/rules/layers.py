@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwnas.robustness.bounds.bounded import Bounded
-from hwnas.robustness.bounds.rules.refusals import check_constant, check_dims, refuse
+from hwnas.robustness.bounds.rules.refusals import check_constant, check_dims, check_rank, refuse
 from hwnas.robustness.bounds.steps import folded, largest, linear, unfolded
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def _convolution(layer: Callable[..., Tensor]) -> Callable[..., Bounded]:
         groups: int = 1,
     ) -> Bounded:
         check_constant(weight, bias)
+        check_rank(input, least=weight.ndim)
         settings = (stride, padding, dilation, groups)
         return linear(
             lambda one: layer(one, weight, bias, *settings),
@@ -72,6 +73,7 @@ def _transposed_convolution(
 
 def _linear_layer(input: Bounded, weight: Tensor, bias: Tensor | None = None) -> Bounded:
     check_constant(weight, bias)
+    check_rank(input, least=2)
     return linear(
         lambda one: functional.linear(one, weight, bias),
         input,
@@ -86,6 +88,7 @@ def _matmul(input: Operand, other: Operand) -> Bounded:
         refuse("a product of two bounded matrices")
     if isinstance(input, Bounded):
         assert isinstance(other, Tensor)
+        check_rank(input, least=2)
         if other.ndim > 2 and other.ndim > input.ndim:
             refuse("it mixes the images of a batch")
         return linear(lambda one: one @ other, input, magnitude=lambda one: one @ other.abs())
@@ -139,6 +142,7 @@ def _nonnegative(function: Callable[..., Tensor]) -> Callable[..., Bounded]:
     """Return the rule of a function that averages or moves values, and adds no constant."""
 
     def rule(input: Bounded, *args: Any, **kwargs: Any) -> Bounded:
+        check_rank(input, least=4)
         return linear(lambda one: function(one, *args, **kwargs), input)
 
     return rule
@@ -183,6 +187,7 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Bounded:
+    check_rank(input, least=4)
     if return_indices:
         refuse("which element is the largest depends on the images")
 

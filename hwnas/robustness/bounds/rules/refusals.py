@@ -40,6 +40,12 @@ def check_shapes(*operands: Operand) -> None:
         refuse("broadcasting mixes the images of a batch")
 
 
+def check_rank(value: Bounded, *, least: int) -> None:
+    """Check that a function that works on the last dimensions does not take the batch for one."""
+    if value.ndim < least:
+        refuse("it takes the batch for a dimension of one image")
+
+
 def check_dims(value: Bounded, dim: Any) -> None:
     """Check that a sum over dimensions leaves the batch alone."""
     dims = (dim,) if isinstance(dim, int) else dim

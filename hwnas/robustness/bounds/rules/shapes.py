@@ -51,10 +51,13 @@ def _joined(join: Callable[..., Tensor], tensors: Sequence[Bounded | Tensor], di
 
 
 def _getitem(input: Bounded, index: Any) -> Bounded:
-    first = index[0] if isinstance(index, tuple) and index else index
+    parts = index if isinstance(index, tuple) else (index,)
+    first = parts[0] if parts else None
     if not (first is Ellipsis or (isinstance(first, slice) and first == slice(None))):
         refuse("it picks images of a batch")
-    if isinstance(index, tuple) and any(isinstance(each, Bounded) for each in index):
+    if first is Ellipsis and sum(each is not None for each in parts[1:]) >= input.ndim:
+        refuse("it picks images of a batch")
+    if any(isinstance(each, Bounded) for each in parts):
         refuse("which element is taken depends on the images")
     return linear(lambda one: one[index], input)
 
