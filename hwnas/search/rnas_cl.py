@@ -126,8 +126,8 @@ class SearchConfig(RobustSettings):
     objective: Objective = "none"
     objective_weight: float = 0.01
     objective_ramp: float = 0.5
-    objective_every: int = 1
-    objective_images: int = 16
+    objective_every: int = 2
+    objective_images: int = 8
     objective_classes: int = 1
     objective_norm: Norm = "linf"
     objective_eps: float | str = "1/2550"

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from hwnas.core.errors import ConfigError, InputFileError
 from hwnas.study.plan import merged, read_study
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STUDY = """
 [study]
@@ -191,3 +188,10 @@ def test_settings_are_merged_without_touching_what_they_come_from() -> None:
     over = {"budget": {"fraction": 0.5}}
     assert merged(base, over) == {"budget": {"fraction": 0.5, "params_k": 5.0}, "seed": 0}
     assert base["budget"] == {"ms": 1.0, "params_k": 5.0}
+
+
+@pytest.mark.parametrize("scale", ["", "long"])
+def test_the_example_is_a_study(scale: str) -> None:
+    study = read_study(Path(__file__).parents[3] / "examples" / "study_smoke.toml", scale)
+    assert [arm.name for arm in study.arms] == ["searched", "narrowest"]
+    assert len(study.settings.seeds) == (5 if scale else 2)

@@ -218,6 +218,18 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "joined batch": (lambda x: torch.cat([x, x]), "images"),
     "mixed by broadcasting": (lambda x: x.mean(dim=(1, 2, 3)) * x, "broadcasting"),
     "mixed by a matrix": (lambda x: torch.eye(2) @ x.flatten(1).float(), "float"),
+    "unbatched convolution": (
+        lambda x: functional.conv2d(x.mean(dim=1), normal(BATCH, BATCH, 1, 1)),
+        "takes the batch for",
+    ),
+    "a vector and a matrix": (lambda x: x.mean(dim=(1, 2, 3)) @ normal(BATCH, BATCH), "the batch"),
+    "a linear layer of a vector": (
+        lambda x: functional.linear(x.mean(dim=(1, 2, 3)), normal(BATCH, BATCH)),
+        "takes the batch for",
+    ),
+    "shuffled rows": (lambda x: functional.channel_shuffle(x.mean(dim=1), 2), "the batch"),
+    "the last of a vector": (lambda x: x.mean(dim=(1, 2, 3))[..., [1, 0]], "images"),
+    "data": (lambda x: x.data, "`data`"),
     "rounded": (lambda x: x.half(), "rounds"),
     "written into a view": (lambda x: (x + 1).flatten(1).add_(1.0), "views"),
     "written into a constant": (lambda x: torch.zeros(1).add_(x), "constants"),
