@@ -22,6 +22,7 @@ from torch import nn
 
 from hwnas.core.errors import ExportError
 from hwnas_export.folding import folded_copy
+from hwnas_export.onnx_metadata import metadata_of, names_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,7 +100,9 @@ def check_onnx(model: onnx.ModelProto) -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets.get("") != OPSET or set(opsets) - {""}:
         raise ExportError(f"the exporter gave opsets {opsets}, not {OPSET} of the standard domain")
-    if any(node.metadata_props for node in model.graph.node):
+    if any(node.metadata_props for node in model.graph.node) or any(
+        names_source(*entry) for entry in metadata_of(model).items()
+    ):
         raise ExportError("the ONNX graph still holds source metadata")
     try:
         onnx.checker.check_model(model, full_check=True)

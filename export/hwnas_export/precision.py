@@ -21,6 +21,7 @@ import onnx.checker
 from onnxconverter_common.float16 import convert_float_to_float16
 
 from hwnas.core.errors import DataError, ExportError, nearest
+from hwnas_export.onnx_metadata import PRECISION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PRECISIONS = ("fp32", "fp16", "int8")
-
-_MARK = "hwnas.precision"
-"""Key of the model's metadata that names its precision."""
 
 _FREE_BATCH = 32
 """Images per calibration step where the model leaves the batch open."""
@@ -106,7 +104,7 @@ def precision_of(model: onnx.ModelProto) -> str:
     A model of `onnx_in_precision` carries its mark; another one is looked through.
     """
     for entry in model.metadata_props:
-        if entry.key == _MARK:
+        if entry.key == PRECISION:
             return str(entry.value)
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         return "int8"
@@ -228,7 +226,7 @@ def _finish(converted: onnx.ModelProto, model: onnx.ModelProto, precision: str) 
     converted.opset_import.extend(opsets)
     del converted.metadata_props[:]
     converted.metadata_props.extend(model.metadata_props)
-    converted.metadata_props.add(key=_MARK, value=precision)
+    converted.metadata_props.add(key=PRECISION, value=precision)
     for ends in ("input", "output"):
         before = [(end.name, end.type) for end in getattr(model.graph, ends)]
         after = [(end.name, end.type) for end in getattr(converted.graph, ends)]
