@@ -101,7 +101,8 @@ class StudyThreat:
     """A table [[threat]]: a threat model that networks are judged under.
 
     Attributes:
-        name: Goes before its figures.
+        name: Goes before its figures. It holds "normalized" where the protocol is that, and only
+            there, so that no figure of it stands anywhere without saying so.
         attacks: Attacks under it.
         model: The threat model: all other settings of the table.
     """
@@ -346,11 +347,23 @@ def _threat(table: Plain, judge: JudgeSettings, where: str) -> StudyThreat:
     attacks = convert(table.get("attacks", judge.attacks), tuple[str, ...], source=place)
     rest = {key: value for key, value in table.items() if key not in ("name", "attacks")}
     model = convert(rest, ThreatModel, source=place)
+    _require_named(name, model.protocol, place)
     try:
         check_attacks(attacks, model)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error.message}", hint=error.hint) from error
     return StudyThreat(name=name, attacks=attacks, model=model)
+
+
+def _require_named(name: str, protocol: str, place: str) -> None:
+    """Refuse a threat whose name does not say its protocol: it alone stands before every figure."""
+    if (protocol == "normalized") != ("normalized" in name):
+        normalized = protocol == "normalized"
+        raise ConfigError(
+            f'{place}: its protocol is "{protocol}", which its name must say, as it goes before '
+            "every figure of the study",
+            hint=f'name = "{name}-normalized"' if normalized else 'e.g. name = "pixel"',
+        )
 
 
 def _table(settings: Mapping[str, Any], section: str) -> Mapping[str, Any]:

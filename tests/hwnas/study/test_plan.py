@@ -126,6 +126,8 @@ BAD = [
     ('baseline = "a"', 'baseline = "aa"', "there is no baseline arm `aa`", "`a`"),
     ('name = "b"', 'name = "a"', "two arms are called `a`", ""),
     ('name = "normalized"', 'name = "pixel"', "two threats are called `pixel`", ""),
+    ('name = "normalized"', 'name = "paper"', "which its name must say", "paper-normalized"),
+    ('name = "pixel"', 'name = "unnormalized"', 'its protocol is "pixel"', '"pixel"'),
     ("seeds = [0, 1]", "seeds = []", "`seeds` is empty", "[0, 1, 2]"),
     ("seeds = [0, 1]", "seeds = [0, 0]", "each named once", ""),
     ("seeds = [0, 1]", "seeds = [-1]", "at least 0", ""),
