@@ -21,6 +21,7 @@ import onnx.checker
 from onnxconverter_common.float16 import convert_float_to_float16
 
 from hwnas.core.errors import DataError, ExportError, nearest
+from hwnas_export.onnx_head import WEIGHTED, head_nodes
 from hwnas_export.onnx_metadata import PRECISION
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ _FREE_BATCH = 32
 _DRAWS = 8
 """Images drawn where no calibration data is given: only the ranges come from them."""
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators whose arithmetic int8 speeds up."""
+_WHICH_IMAGES = "take a few hundred images like those in use, which were not trained on"
 
 _QDQ_OPTIONS = {
     "WeightSymmetric": True,
@@ -53,6 +53,7 @@ def onnx_in_precision(
     calibration: NDArray[np.float32] | None = None,
     seed: int = 0,
     symmetric: bool = False,
+    float_head: bool = False,
 ) -> onnx.ModelProto:
     """Return a model that computes in another precision, with the same inputs and outputs.
 
@@ -73,11 +74,14 @@ def onnx_in_precision(
             which refuses zero points: signed activations, quantized where they enter an operator
             with weights and nowhere else, as its vendor advises. Each is slow, or refused, on the
             other: docs/decisions/0015-tensorrt.md has figures.
+        float_head: For `int8`, keep the head in float32: see `head_nodes`. Right for a network,
+            whose quantized logits take so few values that attacks which follow scores are blinded,
+            and it seems robust; an operator of a latency table has no head to keep.
 
     Raises:
         ExportError: The precision is unknown, or the model cannot be converted.
         DataError: The calibration images have another shape or type, are too few, are not finite,
-            or are all of one value.
+            or are all of one value or all the same.
     """
     if precision not in PRECISIONS:
         similar = nearest(precision, PRECISIONS)
@@ -93,7 +97,9 @@ def onnx_in_precision(
         converted = _half(model)
     else:
         images = _draws(model, seed) if calibration is None else calibration
-        converted = _quantized(model, _checked_calibration(model, images), symmetric)
+        converted = _quantized(
+            model, _checked_calibration(model, images), symmetric=symmetric, float_head=float_head
+        )
     _finish(converted, model, precision)
     return converted
 
@@ -135,16 +141,18 @@ def _half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantized(
-    model: onnx.ModelProto, images: NDArray[np.float32], symmetric: bool
+    model: onnx.ModelProto, images: NDArray[np.float32], *, symmetric: bool, float_head: bool
 ) -> onnx.ModelProto:
     """Return an int8 copy with explicit pairs, calibrated on images."""
-    if not any(node.op_type in _WEIGHTED for node in model.graph.node):
-        return copy.deepcopy(model)  # nothing to gain, as in an identity or a pooling
+    model = _named(model)
+    kept = {node.name for node in head_nodes(model)} if float_head else set()
+    if not any(node.op_type in WEIGHTED and node.name not in kept for node in model.graph.node):
+        return model  # nothing to gain, as in an identity or a pooling
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     options: dict[str, object] = {**_QDQ_OPTIONS, "ActivationSymmetric": symmetric}
     if symmetric:
-        options["OpTypesToExcludeOutputQuantization"] = list(_WEIGHTED)
+        options["OpTypesToExcludeOutputQuantization"] = list(WEIGHTED)
     with tempfile.TemporaryDirectory(prefix="hwnas-int8-") as folder, _quiet_quantizer():
         # Through files: the quantizer moves the weights of a model in memory out of it.
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
@@ -157,7 +165,8 @@ def _quantized(
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                op_types_to_quantize=list(_WEIGHTED) if symmetric else None,
+                op_types_to_quantize=list(WEIGHTED) if symmetric else None,
+                nodes_to_exclude=sorted(kept),
                 per_channel=True,
                 extra_options=options,
             )
@@ -165,6 +174,14 @@ def _quantized(
         except Exception as error:
             raise ExportError(f"the model cannot be quantized to int8: {error}") from error
         return onnx.load_model(target)
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose nodes all have names: by them the quantizer is told what to leave."""
+    named = copy.deepcopy(model)
+    for index, node in enumerate(named.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return named
 
 
 def _reader(model: onnx.ModelProto, images: NDArray[np.float32]) -> object:
@@ -208,7 +225,13 @@ def _checked_calibration(
     if images.min() == images.max():
         raise DataError(
             f"all calibration images are {images.flat[0]:g} everywhere: they tell no range",
-            hint="take a few hundred images of the training set",
+            hint=_WHICH_IMAGES,
+        )
+    if len(images) > 1 and (images == images[:1]).all():
+        raise DataError(
+            f"all {len(images)} calibration images are the same image: its ranges are not those "
+            "of others",
+            hint=_WHICH_IMAGES,
         )
     return images
 

@@ -129,6 +129,7 @@ def _openvino(precision: str) -> Runtime:
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime-cpu": _onnxruntime_cpu("fp32"),
     "onnxruntime-cpu-int8": _onnxruntime_cpu("int8"),
+    "onnxruntime-cpu-fp16": _onnxruntime_cpu("fp16"),
     "onnxruntime-cuda": _onnxruntime_cuda("fp32"),
     "onnxruntime-cuda-fp16": _onnxruntime_cuda("fp16"),
     "torch-cpu": _torch("cpu", "fp32"),

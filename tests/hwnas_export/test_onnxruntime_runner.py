@@ -56,6 +56,7 @@ def images() -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     [
         ("cpu", "fp32", "onnxruntime-cpu"),
         ("cpu", "int8", "onnxruntime-cpu-int8"),
+        ("cpu", "fp16", "onnxruntime-cpu-fp16"),
         ("cuda", "fp32", "onnxruntime-cuda"),
         ("cuda", "fp16", "onnxruntime-cuda-fp16"),
     ],

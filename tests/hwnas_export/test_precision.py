@@ -216,6 +216,47 @@ def test_eight_bits_for_processors_are_unsigned(model: onnx.ModelProto) -> None:
     assert TensorProto.INT32 not in zero_points
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_head_in_float_gives_logits_that_are_not_quantized(
+    model: onnx.ModelProto, symmetric: bool
+) -> None:
+    images, _ = tinted(32, seed=1)
+    calibration, _ = tinted(100, seed=2)
+    quantized, kept = (
+        onnx_in_precision(
+            model, "int8", calibration=calibration, symmetric=symmetric, float_head=float_head
+        )
+        for float_head in (False, True)
+    )
+    makers = {name: node for node in kept.graph.node for name in node.output}
+    last = makers["logits"]
+    assert last.op_type == "Gemm"
+    assert last.input[1] not in makers  # its weights are plain constants
+    assert sum(operator == "QuantizeLinear" for operator in operators(kept)) > 5
+    errors = [
+        relative_error(outputs(each, images), outputs(model, images)) for each in (kept, quantized)
+    ]
+    assert errors[0] < 5e-2
+    if not symmetric:  # TensorRT's recipe quantizes no outputs in the first place
+        distinct = [len(np.unique(outputs(each, images))) for each in (kept, quantized)]
+        assert distinct[0] == 32 * 4
+        assert distinct[1] < distinct[0]
+
+
+def test_nodes_without_names_are_quantized_too(model: onnx.ModelProto) -> None:
+    nameless = onnx.ModelProto()
+    nameless.CopyFrom(model)
+    for node in nameless.graph.node:
+        node.name = ""
+    images, _ = tinted(32, seed=1)
+    one, other = (
+        outputs(onnx_in_precision(each, "int8", calibration=images, float_head=True), images)
+        for each in (model, nameless)
+    )
+    np.testing.assert_array_equal(one, other)
+    assert not any(node.name for node in nameless.graph.node)
+
+
 def test_a_network_without_weights_is_marked_alone() -> None:
     pooling = onnx_from_module(nn.AvgPool2d(2), (1, 3, 8, 8))
     converted = onnx_in_precision(pooling, "int8")
@@ -264,6 +305,7 @@ GOOD = np.random.default_rng(0).random((64, 3, 16, 16), dtype=np.float32)
     ("calibration", "reason"),
     [
         (np.full_like(GOOD, 0.5), "are 0.5 everywhere"),
+        (np.repeat(GOOD[:1], 64, axis=0), "all 64 calibration images are the same image"),
         (GOOD[:, :, :8], "float32 of shape nx3x16x16, not float32 of shape 64x3x8x16"),
         (GOOD.astype(np.float64), "not float64"),
         (GOOD[0], "of shape 3x16x16"),
@@ -271,7 +313,7 @@ GOOD = np.random.default_rng(0).random((64, 3, 16, 16), dtype=np.float32)
         (np.where(GOOD > 0.99, np.float32(np.nan), GOOD), "NaN or infinity"),
         (np.where(GOOD > 0.99, np.float32(np.inf), GOOD), "NaN or infinity"),
     ],
-    ids=["constant", "shape", "type", "dimensions", "few", "nan", "inf"],
+    ids=["constant", "same", "shape", "type", "dimensions", "few", "nan", "inf"],
 )
 def test_calibration_of_no_use_is_refused(
     model: onnx.ModelProto, calibration: Array, reason: str

@@ -105,6 +105,11 @@ CASES = {
         make=partial(onnxruntime_runner, device="cpu", precision="fp32"),
         calls=lambda: (ort.InferenceSession, "run"),
     ),
+    "onnxruntime-cpu-fp16": Case(
+        make=partial(onnxruntime_runner, device="cpu", precision="fp16"),
+        tolerance=TOLERANCES["fp16"],
+        calls=lambda: (ort.InferenceSession, "run"),
+    ),
     "torch-cpu": Case(
         make=partial(torch_runner, device="cpu", precision="fp32"),
         calls=lambda: (nn.Linear, "forward"),

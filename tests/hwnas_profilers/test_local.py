@@ -29,7 +29,13 @@ MakeOperator = Callable[[int], Operator]
 
 pytestmark = pytest.mark.usefixtures("shared_models")
 
-HERE = ["onnxruntime-cpu", "onnxruntime-cpu-int8", "torch-cpu", "torch-cpu-bf16"]
+HERE = [
+    "onnxruntime-cpu",
+    "onnxruntime-cpu-int8",
+    "onnxruntime-cpu-fp16",
+    "torch-cpu",
+    "torch-cpu-bf16",
+]
 
 
 class Branching(nn.Module):

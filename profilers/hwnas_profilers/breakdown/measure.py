@@ -54,6 +54,10 @@ _REFUSED = {
         "quantize it (onnxruntime.quantization.quantize_static), then break that model down on "
         "onnxruntime-cpu",
     ),
+    "onnxruntime-cpu-fp16": (
+        "a model is run as it is, and converting it is a step of its own",
+        "convert it (onnxconverter_common.float16), then break that model down on onnxruntime-cpu",
+    ),
     "onnxruntime-cuda": (_LAUNCHES, ""),
     "onnxruntime-cuda-fp16": (_LAUNCHES, ""),
     "torch-cpu-bf16": (
