@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hwnas.pipeline import run
     from hwnas.stages.attack import attack
+    from hwnas.stages.bench import bench
     from hwnas.stages.calibrate import calibrate
     from hwnas.stages.certify import certify
     from hwnas.stages.derive import derive
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attack",
+    "bench",
     "calibrate",
     "certify",
     "derive",
@@ -70,6 +72,7 @@ FUNCTIONS = {
     "train": "hwnas.stages.train:train",
     "export": "hwnas.stages.export:export",
     "verify": "hwnas.stages.verify:verify",
+    "bench": "hwnas.stages.bench:bench",
     "attack": "hwnas.stages.attack:attack",
     "certify": "hwnas.stages.certify:certify",
     "report": "hwnas.stages.report:report",

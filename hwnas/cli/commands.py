@@ -72,6 +72,11 @@ COMMANDS = {
         summary="Check a bundle's engine: parity, latency, accuracy and robustness.",
         positional=("bundle",),
     ),
+    "bench": CommandEntry(
+        summary="Time a bundle's engines beside PyTorch, torch.compile, default ONNX Runtime and "
+        "OpenVINO.",
+        positional=("bundle",),
+    ),
     "attack": CommandEntry(
         summary="Attack a model, and check that the attacks can be trusted.",
         positional=("model",),

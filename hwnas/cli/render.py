@@ -91,8 +91,8 @@ def label(name: str) -> str:
 def cell(value: Any) -> str:
     """Write one value for people.
 
-    >>> cell(True), cell(None), cell(0.123456), cell(1234567), cell([1, 2])
-    ('yes', '-', '0.1235', '1,234,567', '1, 2')
+    >>> cell(True), cell(None), cell(0.123456), cell(1234567), cell([1, 2]), cell([])
+    ('yes', '-', '0.1235', '1,234,567', '1, 2', 'none')
     """
     if value is None:
         return "-"
@@ -103,6 +103,8 @@ def cell(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
+        if not value:
+            return "none"
         shown = ", ".join(map(cell, value))
         short = len(value) <= SHORT or (len(value) <= MANY and len(shown) <= MANY * SHORT)
         many = "1 value" if len(value) == 1 else f"{len(value)} values"

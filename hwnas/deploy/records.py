@@ -37,7 +37,8 @@ class LatencyChoice:
     Attributes:
         batch: Images per call.
         engine: This engine.
-        fp32: The engine in FP32 of the same runtime with the same settings.
+        fp32: The engine in FP32 of the same runtime and threads; each has the session settings that
+            were chosen for it.
         pays: Whether this one is faster: the interval of its median lies below the other's.
     """
 
@@ -45,6 +46,21 @@ class LatencyChoice:
     engine: Statistics
     fp32: Statistics
     pays: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """An engine that was asked for, made, and left out, as it is no faster than the one in FP32.
+
+    Attributes:
+        target: The target that it was for.
+        kept: The target of the engine in FP32 that is there instead.
+        choice: How long both took.
+    """
+
+    target: str
+    kept: str
+    choice: LatencyChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +90,8 @@ class EngineCard:
 
     Attributes:
         target: The target that it runs on, e.g. `onnxruntime-cpu-int8`, `tensorrt-fp16`.
-        precision: `fp32`, `fp16` or `int8`: that of the ONNX model which it is made from.
+        precision: `fp32`, `fp16` or `int8`: that of the ONNX model which it is made from. OpenVINO
+            computes in bf16 from a model in fp32.
         model: That ONNX model.
         model_sha256: Its hash.
         source_sha256: Hash of the FP32 model that it was converted from: the bundle's `model.onnx`.

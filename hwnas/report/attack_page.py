@@ -41,6 +41,8 @@ def verdict(record: AttackRecord) -> str:
     """Say in one line what is left, and whether it can be trusted."""
     worst = [line for line in record.lines if line.attack == WORST_CASE][-1]
     left = f"{percent(worst.accuracy)} are left at eps {worst.eps}"
+    if worst.protocol != "pixel":
+        left += f" of the {worst.protocol} protocol"
     failed = len(record.failed)
     if not failed:
         return f"{left}; all {len(record.checks)} checks passed"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _COLORS = {"model": BLUE, "engine": BLUE, "twin": ORANGE}
 _MARKERS = {"model": "s", "engine": "s", "twin": "o"}
+_OTHER_MARKERS = {"model": "^", "engine": "^", "twin": "v"}
+"""Where there are more attacks than colors: those of the second round."""
 _TWINS_STROKE = (0, (3, 1.5))
 _CURVES = (BLUE, ORANGE, GREEN, GRAY, MUTED)
 
@@ -82,6 +84,7 @@ def _curves_picture(record: AttackRecord) -> Picture:
     axes = figure.add_subplot()
     names = dict.fromkeys(attack for attack, _ in keys if attack != WORST_CASE)
     colors = dict(zip(names, cycle(_CURVES), strict=False))
+    second_round = list(names)[len(_CURVES) :]
     ends = []
     for attack, on in keys:
         # Without a perturbation every attack leaves the clean accuracy.
@@ -90,10 +93,11 @@ def _curves_picture(record: AttackRecord) -> Picture:
         lines.sort(key=lambda line: parse_eps(line.eps, line.norm))
         sizes = [0.0, *(parse_eps(line.eps, line.norm) for line in lines)]
         worst = attack == WORST_CASE
+        markers = _OTHER_MARKERS if attack in second_round else _MARKERS
         axes.plot(
             sizes, [100 * line.accuracy for line in (clean, *lines)],
             color=INK if worst else colors[attack], linewidth=1.8 if worst else 1.2,
-            linestyle=_TWINS_STROKE if on == "twin" else "-", marker=_MARKERS[on], markersize=3,
+            linestyle=_TWINS_STROKE if on == "twin" else "-", marker=markers[on], markersize=3,
             label=_name(lines[0], both=record.parity is not None),
         )  # fmt: skip
         if worst:

@@ -80,6 +80,11 @@ class ModelFacts:
     zero_margin_gradients: float | None
     optimizes: bool | None
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether equal images gave equal logits."""
+        return self.repeat_difference <= _SAME
+
     def checks(self) -> tuple[Check, ...]:
         """Judge them: a failed check says which figures mean nothing."""
         return tuple(_checks(self))

@@ -203,6 +203,8 @@ class AttackRun:
         """Attack with each eps, what has gradients and what is deployed."""
         self._kept["labels"] = labels
         for number, threat in enumerate(self.threats):
+            if len(self.threats) > 1:
+                self.progress.say(f"attack: eps {_text(threat)}")
             state = self.state / f"eps-{number}"
             replayed: dict[str, NDArray[np.float32]] = {}
             if module is not None:
@@ -283,6 +285,9 @@ class AttackRun:
         state: Path,
         on: On,
     ) -> None:
+        if threat.eps_pixels > 0:
+            few = min(self.check_samples, len(images))
+            self.progress.say(f"attack: varied on {few} images, to check it")
         found = evaluation_checks(
             model, images, labels, threat, flags, batch=self.batch, seed=self.seed,
             samples=self.check_samples, queries=min(self.queries, _CHECK_QUERIES),

@@ -105,6 +105,7 @@ def certify(
 
     Raises:
         ConfigError: A setting is out of range, or the data does not fit the model.
+        DataError: The network gives no logits, or not the same ones twice.
         ArtifactError: A folder is unfinished or was changed.
         UnboundedOperationError: The network runs what has no sound bound: it is named.
         CertificateBrokenError: PGD broke what was certified: a fault of hwnas.
@@ -242,7 +243,7 @@ def _network(subject: Subject, images: ImageData, pixels: NDArray[np.float32]) -
         )
     network.eval().requires_grad_(requires_grad=False)
     try:
-        check_model(network, pixels[:_PROBED], classes=len(images.class_names))
+        facts = check_model(network, pixels[:_PROBED], classes=len(images.class_names))
     except DataError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:  # of code that is not ours
@@ -251,6 +252,12 @@ def _network(subject: Subject, images: ImageData, pixels: NDArray[np.float32]) -
             f"{str(error).strip().partition(chr(10))[0]}",
             hint="set `image_size` in [data] of --config, or name the images it was trained on",
         ) from error
+    if not facts.is_deterministic:
+        raise DataError(
+            f"{subject.name} gives different logits for equal images: it is random or keeps a "
+            "state, and bounds would be those of one draw alone",
+            hint="take the randomness out, or look for a bound of its mean elsewhere",
+        )
     return network
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hwnas.core.errors import ConfigError, GateFailedError
+from hwnas.core.errors import GateFailedError
 from hwnas.robustness import criteria
+from hwnas.verify.tolerances import Tolerances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+__all__ = ["Gate", "Tolerances", "at_least", "at_most", "gate_of_check", "require"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,60 +41,6 @@ class Gate:
         figure = "not computable" if self.figure is None else f"{self.figure:.4g}"
         unit = f" {self.unit}" if self.unit else ""
         return f"{self.name}: {figure}, allowed {self.relation} {self.tolerance:.4g}{unit}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tolerances:
-    """What each gate allows. The defaults are for FP32 engines; others need wider parity.
-
-    "Points" are percentage points of accuracy.
-
-    Attributes:
-        max_abs_diff: Largest difference of any logit. Sound FP32 engines of the demo's networks
-            differ by less than 2e-5; `relative_l2` catches damage too small for this.
-        relative_l2: Norm of the difference over the norm of the logits: holds at any scale.
-        agreement: Least share of equal predictions on clean images.
-        tie_rate: Largest share of images whose two top logits are equal.
-        clean_drop_points: Clean accuracy that the engine may lose against its twin.
-        robust_drop_points: Accuracy on replayed adversarial examples that it may lose.
-        replay_gain_points: ... and that it may gain. Resisting what breaks the twin is no
-            robustness: the examples no longer fit the engine, and an attacker would make new ones.
-        adversarial_agreement: Least share of equal predictions on adversarial images.
-        black_box_gap_points: Accuracy that a black box may take beyond the replayed examples. Two
-            attacks never break quite the same samples; more than this says that gradients mislead.
-        rise_points: Accuracy that may come back when the attack is made stronger: one or two
-            samples of a hundred may, by another random start.
-        latency_over_budget: Share of the budget that the median may lie above it. Medians of one
-            network, measured minutes apart on a shared machine, differ by a few percent; so an
-            exact bound would fail sound engines at random. Set 0 on a quiet device.
-        energy_over_budget: The same for the median of the metered energy. Memory and weights are
-            counted, not measured: their budgets hold exactly.
-    """
-
-    max_abs_diff: float = 1e-3
-    relative_l2: float = 1e-4
-    agreement: float = 0.995
-    tie_rate: float = 0.01
-    clean_drop_points: float = 0.5
-    robust_drop_points: float = 1.0
-    replay_gain_points: float = 1.0
-    adversarial_agreement: float = 0.99
-    black_box_gap_points: float = 2.0
-    rise_points: float = 2.0
-    latency_over_budget: float = 0.05
-    energy_over_budget: float = 0.05
-
-    def __post_init__(self) -> None:
-        shares = ("agreement", "adversarial_agreement", "tie_rate")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not math.isfinite(value) or value < 0:
-                raise ConfigError(f"tolerance {field.name} must be 0 or more, not {value}")
-            if field.name in shares and value > 1:
-                raise ConfigError(
-                    f"tolerance {field.name} is a share, so at most 1, not {value}",
-                    hint=f"did you mean {value / 100:g}?",
-                )
 
 
 def at_most(name: str, figure: float | None, tolerance: float, *, unit: str, meaning: str) -> Gate:

@@ -1,4 +1,4 @@
-"""Parity: how far an engine's logits are from its PyTorch twin's, on the same images."""
+"""Parity: how far an engine's logits are from its reference's, on the same images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from hwnas.robustness.evaluate import predictions_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_COUNTED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,7 @@ class Parity:
         distinct_logits_engine: Different values among the engine's. Far fewer than the twin's says
             that the output is quantized, which blinds attacks that follow scores.
         tie_rate: Share of images whose two top logits the engine gives as equal.
+        margin_drift: `margin_drift_p99` over the median of the twin's margins.
     """
 
     n: int
@@ -40,6 +43,16 @@ class Parity:
     distinct_logits_twin: int
     distinct_logits_engine: int
     tie_rate: float
+    margin_drift: float | None = None
+
+    @property
+    def distinct_share(self) -> float:
+        """The engine's different values over the twin's, of which the first 1,000 count.
+
+        So many tell a quantized output from one that is not; that half precision has fewer values
+        than a large data set has logits is no matter.
+        """
+        return self.distinct_logits_engine / min(self.distinct_logits_twin, _COUNTED)
 
 
 def parity_of(twin: NDArray[np.float32], engine: NDArray[np.float32]) -> Parity:
@@ -68,28 +81,32 @@ def parity_of(twin: NDArray[np.float32], engine: NDArray[np.float32]) -> Parity:
     top_engine = np.sort(engine_64[finite], axis=1)[:, -2:]
     ties = int(np.count_nonzero(top_engine[:, 0] == top_engine[:, 1]))
     difference = engine_64 - twin_64 if comparable else None
+    margins = _margins(twin_64)
+    drift: float | None = None
+    if comparable:
+        drift = float(np.percentile(np.abs(_margins(engine_64) - margins), 99))
     return Parity(
         n=len(twin),
         max_abs_diff=None if difference is None else float(np.abs(difference).max()),
         relative_l2=None if difference is None else _relative_l2(difference, twin_64),
         agreement=float(np.mean(predictions_of(twin) == predictions_of(engine))),
-        margin_drift_p99=(
-            float(np.percentile(np.abs(_margins(engine_64) - _margins(twin_64)), 99))
-            if comparable
-            else None
-        ),
+        margin_drift_p99=drift,
         nonfinite=int(np.count_nonzero(~finite)),
         distinct_logits_twin=len(np.unique(twin)),
         distinct_logits_engine=len(np.unique(engine)),
         tie_rate=ties / len(twin),
+        margin_drift=None if drift is None else _relative(drift, float(np.median(margins))),
     )
 
 
 def _relative_l2(difference: NDArray[np.float64], twin: NDArray[np.float64]) -> float | None:
-    norm, size = float(np.linalg.norm(difference)), float(np.linalg.norm(twin))
-    if size == 0:
-        return 0.0 if norm == 0 else None
-    return norm / size
+    return _relative(float(np.linalg.norm(difference)), float(np.linalg.norm(twin)))
+
+
+def _relative(part: float, whole: float) -> float | None:
+    if whole == 0:
+        return 0.0 if part == 0 else None
+    return part / whole
 
 
 def _margins(logits: NDArray[np.float64]) -> NDArray[np.float64]:

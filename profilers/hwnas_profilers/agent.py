@@ -6,16 +6,20 @@ written for Python 3.8 and needs numpy and a runtime only, and both ways measure
 Which model is visited when, and when to stop, is decided by `hwnas_profilers.timing`, on the host.
 
 As a program it reads JSON lines from stdin, a model's bytes after the line that announces them, and
-writes JSON lines to stdout, beginning with a greeting. It writes no file, ends at the end of stdin,
-and is ended by the system where a command takes far longer than the host would wait. The TensorRT
-part is written for TensorRT 10.3 to 11, and has not yet run on hardware.
+writes JSON lines to stdout, beginning with a greeting. It writes no file but where `keep` names a
+folder, ends at the end of stdin, and is ended by the system where a command takes far longer than
+the host would wait. The TensorRT part is written for TensorRT 10.3 to 11, and has not yet run on
+hardware.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import fcntl
 import functools
 import gc
+import glob
 import hashlib
 import importlib
 import json
@@ -23,21 +27,32 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
+import zlib
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, BinaryIO
+    from typing import Any, BinaryIO, Protocol
 
     Sampler = Callable[[int], float]
-    Compile = Callable[[bytes, Any], Sampler]
+
+    class Network(Protocol):
+        """A compiled model: timed on an input that it holds, or fed."""
+
+        def sampler(self, images: Any) -> Sampler: ...
+
+        def infer(self, images: Any) -> Any: ...
+
+    Open = Callable[[bytes, Any], Network]
 
 MAX_CALLS_PER_SAMPLE = 1_000_000
 LEAD_IN_SAMPLES = 3
@@ -240,6 +255,9 @@ def _text(path: Path) -> str:
 GREETING = "hwnas-agent "
 """What the first line begins with; a login shell may have written others before it."""
 
+WIRE = 2
+"""Version of what host and agent say to each other. The second infers, and keeps files."""
+
 _IDLE_S = 3600  # it ends when the host says nothing for so long; the host would start another
 _GRACE_S = 30  # the host gives up on a command first
 _REASON_CHARACTERS = 2000
@@ -259,14 +277,14 @@ def main(commands: BinaryIO, answers: BinaryIO) -> None:
 
     setup = json.loads(commands.readline())
     try:
-        compile_, packages, device = _RUNTIMES[setup["runtime"]](setup["threads"])
+        open_, packages, device = _RUNTIMES[setup["runtime"]](setup["threads"])
     except ImportError as error:
         python = platform.python_version()
         missing = {"python": python, "machine": platform.machine(), "words": str(error)}
         answer({"missing": error.name or "", **missing}, "\n" + GREETING)
         return
-    answer({**_board(device), "packages": packages}, "\n" + GREETING)
-    serve = _Server(compile_)
+    answer({**_board(device), "packages": packages, "wire": WIRE}, "\n" + GREETING)
+    serve = _Server(open_)
     while True:
         signal.alarm(_IDLE_S)
         line = commands.readline()
@@ -286,8 +304,9 @@ def main(commands: BinaryIO, answers: BinaryIO) -> None:
 class _Server:
     """Compiled models, and what can be done with them; a method per command."""
 
-    def __init__(self, compile_: Compile) -> None:
-        self._compile = compile_
+    def __init__(self, open_: Open) -> None:
+        self._open = open_
+        self._networks: dict[int, Network] = {}
         self._samplers: dict[int, Sampler] = {}
 
     def load(self, command: dict[str, Any], payload: bytes) -> Iterator[dict[str, Any]]:
@@ -301,8 +320,10 @@ class _Server:
         images = generator.standard_normal(command["shape"], dtype=np.float32)
         rejected = ""
         try:
-            sampler = self._compile(payload, images)
+            network = self._open(payload, command.get("batches"))
+            sampler = network.sampler(images)
             sampler(1)
+            self._networks[command["id"]] = network
             self._samplers[command["id"]] = sampler
         except MemoryError:
             raise
@@ -336,27 +357,184 @@ class _Server:
     def forget(self, _: dict[str, Any], __: bytes) -> Iterator[dict[str, Any]]:
         """Drop all models."""
         self._samplers.clear()
+        self._networks.clear()
         gc.collect()
         yield {"held": len(self._samplers)}
 
+    def infer(self, command: dict[str, Any], payload: bytes) -> Iterator[dict[str, Any]]:
+        """Compute a model's outputs for images that come packed."""
+        images = unpacked(command, payload)
+        outputs = self._networks[command["id"]].infer(images)
+        values = base64.b64encode(outputs.astype("<f4").tobytes()).decode()
+        yield {"id": command["id"], "shape": list(outputs.shape), "values": values}
 
-def _onnxruntime(threads: int) -> tuple[Compile, dict[str, str], dict[str, str]]:
+    def bind(self, command: dict[str, Any], payload: bytes) -> Iterator[dict[str, Any]]:
+        """Bind images to a model, to be called under a number of their own."""
+        self._samplers[command["as"]] = self._networks[command["id"]].sampler(
+            unpacked(command, payload)
+        )
+        yield {"id": command["as"], "rejected": ""}
+
+    def call(self, command: dict[str, Any], _: bytes) -> Iterator[dict[str, Any]]:
+        """Make calls in a row."""
+        elapsed_ns = self._samplers[command["id"]](command["calls"])
+        yield {"id": command["id"], "elapsed_ns": elapsed_ns}
+
+    def keep(self, command: dict[str, Any], payload: bytes) -> Iterator[dict[str, Any]]:
+        """Write files into a folder, or only try whether that can be done."""
+        folder = Path(os.path.expanduser(command["folder"])).absolute()  # noqa: PTH111 (`~nobody`)
+        refused = ""
+        try:
+            if command["files"]:
+                keep_files(folder, command["files"], payload)
+            else:
+                check_room(folder, command["needed"])
+        except OSError as error:
+            refused = error.strerror or str(error)
+        yield {"folder": str(folder), "refused": refused}
+
+
+def unpacked(packing: dict[str, Any], payload: bytes) -> Any:
+    """Unpack an array: float32, and of the shape that is named.
+
+    Args:
+        packing: `shape`; `deflated`, whether the payload is; `palette`, how many different values
+            there are, which come first, if all others are `places` among them; else 0.
+        payload: The bytes.
+    """
+    import numpy as np
+
+    content = zlib.decompress(payload) if packing["deflated"] else payload
+    palette = packing["palette"]
+    values = np.frombuffer(content, "<f4", palette or -1)
+    if palette:
+        values = values[np.frombuffer(content, packing["places"], offset=4 * palette)]
+    return values.astype(np.float32).reshape(packing["shape"])
+
+
+_SUMS = "SHA256SUMS"
+
+
+def keep_files(folder: Path, files: list[list[Any]], payload: bytes) -> None:
+    """Write files into a folder, in the place of what was kept there before: all or none.
+
+    Args:
+        folder: The folder. Its parent exists.
+        files: Name, size and SHA-256 of each, `SHA256SUMS` among them.
+        payload: Their contents, one after the other.
+    """
+    _check_place(folder)
+    _remove_abandoned(folder)
+    staged = Path(tempfile.mkdtemp(".part", "." + folder.name + ".", str(folder.parent)))
+    held = os.open(str(staged), os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        begin = 0
+        for name, size, digest in files:
+            content = payload[begin : begin + size]
+            begin += size
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise OSError(name + " arrived changed: its hash is another")
+            (staged / name).parent.mkdir(parents=True, exist_ok=True)
+            with (staged / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        staged.chmod(0o755)  # made for this user's eyes only
+        _put_in_place(staged, folder)
+    finally:
+        os.close(held)
+        shutil.rmtree(str(staged), ignore_errors=True)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Try whether so many bytes can be kept in a folder; leaves nothing."""
+    _check_place(folder)
+    Path(tempfile.mkdtemp(".part", "." + folder.name + ".", str(folder.parent))).rmdir()
+    free = shutil.disk_usage(str(folder.parent)).free
+    if free < needed:
+        raise OSError(f"{needed} bytes are needed, {free} are free")
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that holds anything but what was kept there before."""
+    if not folder.parent.is_dir():
+        raise OSError(f"there is no folder {folder.parent}")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OSError("a file stands in the folder's place")
+    lines = _text(folder / _SUMS).splitlines()
+    known = {_SUMS, *(line.partition("  ")[2] for line in lines)}
+    held = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
+    if not held <= known:
+        other = ", ".join(sorted(held - known)[:3])
+        raise OSError(f"it holds files that hwnas did not put there: {other}")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what agents that were killed have left; one that still writes holds a lock."""
+    for left in folder.parent.glob("." + glob.escape(folder.name) + ".*"):
+        if left.suffix not in (".part", ".old"):
+            continue
+        held = os.open(str(left), os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        finally:
+            os.close(held)
+        shutil.rmtree(str(left), ignore_errors=True)
+
+
+def _put_in_place(staged: Path, folder: Path) -> None:
+    if not folder.exists():
+        staged.rename(folder)
+        return
+    aside = staged.with_suffix(".old")  # a full folder cannot be renamed over: it steps aside
+    folder.rename(aside)
+    try:
+        staged.rename(folder)
+    except BaseException:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(str(aside), ignore_errors=True)
+
+
+def _onnxruntime(threads: int) -> tuple[Open, dict[str, str], dict[str, str]]:
     """Return how to compile for the CPU: set up as `OnnxRuntimeRunner` does it on the host."""
     # From 1.29 on it would report to its vendor, from a thread of its own, and leave files behind.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import numpy as np
     import onnxruntime as ort
 
-    def compile_(model: bytes, images: Any) -> Sampler:
+    def open_(model: bytes, _: Any) -> Network:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        run, outputs = session.run, [session.get_outputs()[0].name]
-        feed = {session.get_inputs()[0].name: images}
+        return _OnnxRuntimeNetwork(
+            ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        )
+
+    return open_, {"numpy": np.__version__, "onnxruntime": ort.__version__}, {}
+
+
+class _OnnxRuntimeNetwork:
+    """A session. Its batch is whatever the images have."""
+
+    def __init__(self, session: Any) -> None:
+        self._run = session.run
+        self._outputs = [session.get_outputs()[0].name]
+        self._input = session.get_inputs()[0].name
+
+    def infer(self, images: Any) -> Any:
+        return self._run(self._outputs, {self._input: images})[0]
+
+    def sampler(self, images: Any) -> Sampler:
+        run, outputs, feed = self._run, self._outputs, {self._input: images}
 
         def call() -> Any:
             return run(outputs, feed)
@@ -370,10 +548,8 @@ def _onnxruntime(threads: int) -> tuple[Compile, dict[str, str], dict[str, str]]
 
         return sample
 
-    return compile_, {"numpy": np.__version__, "onnxruntime": ort.__version__}, {}
 
-
-def _tensorrt(_: int) -> tuple[Compile, dict[str, str], dict[str, str]]:
+def _tensorrt(_: int) -> tuple[Open, dict[str, str], dict[str, str]]:
     """Return how to build for the GPU: strongly typed, one timing cache, replayed CUDA graphs."""
     import numpy as np
 
@@ -393,7 +569,7 @@ def _tensorrt(_: int) -> tuple[Compile, dict[str, str], dict[str, str]]:
     runtime = trt.Runtime(log)
     timings = [b""]
 
-    def build(model: bytes) -> Any:
+    def open_(model: bytes, batches: Any) -> Network:
         del log.errors[:]
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -404,6 +580,13 @@ def _tensorrt(_: int) -> tuple[Compile, dict[str, str], dict[str, str]]:
         config = builder.create_builder_config()
         config.clear_flag(trt.BuilderFlag.TF32)
         config.set_timing_cache(config.create_timing_cache(timings[0]), False)
+        if batches:
+            profile = builder.create_optimization_profile()
+            images = network.get_input(0)
+            profile.set_shape(
+                images.name, *[(batch, *tuple(images.shape)[1:]) for batch in batches]
+            )
+            config.add_optimization_profile(profile)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise ValueError("; ".join(log.errors))
@@ -411,27 +594,57 @@ def _tensorrt(_: int) -> tuple[Compile, dict[str, str], dict[str, str]]:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ValueError("; ".join(log.errors) or "TensorRT does not take its own engine")
-        return engine
+        return _TensorRTNetwork(engine, cuda, trt.TensorIOMode.INPUT, log.errors)
 
-    def compile_(model: bytes, images: Any) -> Sampler:
-        engine = build(model)
-        context = engine.create_execution_context()
+    packages = {"numpy": np.__version__, "tensorrt": trt.__version__}
+    return open_, packages, {"name": cuda.name, "driver": cuda.driver}
+
+
+class _TensorRTNetwork:
+    """An engine; each input that is bound to it has a context of its own."""
+
+    def __init__(self, engine: Any, cuda: _Cuda, input_mode: Any, errors: list[str]) -> None:
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == input_mode]
+        self._outputs = [name for name in names if name not in self._inputs]
+        self._engine, self._cuda, self._errors = engine, cuda, errors
+
+    def _bound(self, images: Any) -> tuple[Any, list[Any], Any]:
+        """Return a context, the addresses of its tensors, and what its output is read into."""
+        import numpy as np
+
+        context = self._engine.create_execution_context()
+        for name in self._inputs:
+            context.set_input_shape(name, images.shape)
+        outputs = images
         addresses = []
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
+        for name in (*self._inputs, *self._outputs):
             values = images
-            if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT:
-                values = np.zeros(tuple(engine.get_tensor_shape(name)), np.float32)
-            addresses.append(cuda.uploaded(values))
+            if name in self._outputs:
+                values = outputs = np.zeros(tuple(context.get_tensor_shape(name)), np.float32)
+            addresses.append(self._cuda.uploaded(values))
             context.set_tensor_address(name, addresses[-1].value)
-        execute, handle = context.execute_async_v3, cuda.stream.value
+        return context, addresses, outputs
 
-        def queue() -> None:
-            if not execute(handle):
-                raise ValueError("; ".join(log.errors) or "TensorRT could not queue its work")
+    def _queue(self, context: Any) -> None:
+        if not context.execute_async_v3(self._cuda.stream.value):
+            raise ValueError("; ".join(self._errors) or "TensorRT could not queue its work")
 
-        queue()  # a capture must come after a first call
-        graph = cuda.captured(queue)
+    def infer(self, images: Any) -> Any:
+        context, addresses, outputs = self._bound(images)
+        held = [context, self._engine]
+        try:
+            self._queue(context)
+            self._cuda.download(outputs, addresses[-1])
+        finally:
+            self._cuda.release(addresses, held)
+        return outputs
+
+    def sampler(self, images: Any) -> Sampler:
+        cuda = self._cuda
+        context, addresses, _ = self._bound(images)
+        self._queue(context)  # a capture must come after a first call
+        graph = cuda.captured(lambda: self._queue(context))
         begin, end = cuda.made("cuEventCreate", 0), cuda.made("cuEventCreate", 0)
 
         def sample(calls: int) -> float:
@@ -446,12 +659,9 @@ def _tensorrt(_: int) -> tuple[Compile, dict[str, str], dict[str, str]]:
             cuda.call("cuEventElapsedTime", ctypes.byref(elapsed_ms), begin, end)
             return elapsed_ms.value * 1e6
 
-        held = [context, engine]  # the graph works on their memory
+        held = [context, self._engine]  # the graph works on their memory
         weakref.finalize(sample, cuda.free, graph, (begin, end), addresses, held).atexit = False
         return sample
-
-    packages = {"numpy": np.__version__, "tensorrt": trt.__version__}
-    return compile_, packages, {"name": cuda.name, "driver": cuda.driver}
 
 
 class _Cuda:
@@ -494,6 +704,12 @@ class _Cuda:
         self.call("cuMemcpyHtoD_v2", address, ctypes.c_void_p(values.ctypes.data), size)
         return address
 
+    def download(self, values: Any, address: ctypes.c_void_p) -> None:
+        """Wait for the work that is queued, and copy from the GPU into an array."""
+        self.call("cuStreamSynchronize", self.stream)
+        target, size = ctypes.c_void_p(values.ctypes.data), ctypes.c_size_t(values.nbytes)
+        self.call("cuMemcpyDtoH_v2", target, address, size)
+
     def captured(self, queue: Callable[[], None]) -> ctypes.c_void_p:
         """Return what is queued as an executable CUDA graph."""
         graph = ctypes.c_void_p()
@@ -514,6 +730,10 @@ class _Cuda:
         self.call("cuGraphExecDestroy", graph)
         for event in events:
             self.call("cuEventDestroy_v2", event)
+        self.release(addresses, held)
+
+    def release(self, addresses: Any, held: list[Any]) -> None:
+        """Give back a context and its memory."""
         held.clear()
         for address in addresses:
             self.call("cuMemFree_v2", address)

@@ -85,7 +85,13 @@ def profile_operators(
                 progress.say(f"operators: group {number} of {len(groups)}")
             _profile_group(group, profiler, table, settings, energy, progress)
         if work:
-            table.append(_session(profiler, len(work), time.monotonic() - began))
+            session = session_of(
+                profiler.log,
+                workloads=len(work),
+                seconds=time.monotonic() - began,
+                facts=profiler.facts(),
+            )
+            table.append(session)
         if not table.measurements:
             reason = next(iter(table.unsupported.values()), "there are none")
             raise LatencyTableError(f"{header.target} takes no operator of this space: {reason}")
@@ -160,8 +166,15 @@ def _profile_group(
     profiler.time(group, settings, on_finished=append, on_rejected=refuse, progress=progress)
 
 
-def _session(profiler: Profiler, workloads: int, seconds: float) -> Session:
-    log = profiler.log
+def session_of(log: RoundLog, *, workloads: int, seconds: float, facts: dict[str, str]) -> Session:
+    """Sum up what rounds were like.
+
+    Args:
+        log: Their log.
+        workloads: How many were measured.
+        seconds: How long it took.
+        facts: What the device says of itself.
+    """
     return Session(
         utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
@@ -176,7 +189,7 @@ def _session(profiler: Profiler, workloads: int, seconds: float) -> Session:
         pilot_us=float(np.median(log.pilots_ns)) / 1e3 if log.pilots_ns else None,
         memory_us=float(np.median(log.memories_ns)) / 1e3 if log.memories_ns else None,
         throttled=log.states[-1].throttled if log.states else "",
-        facts=profiler.facts(),
+        facts=facts,
     )
 
 

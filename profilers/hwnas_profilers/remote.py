@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self, final
 from hwnas.core.errors import ExportError, TargetError
 from hwnas.core.progress import SILENT
 from hwnas_profilers.profiler import Compiled, Profiler
-from hwnas_profilers.remote_bench import Holder, Model, RemoteBench, ask_state
+from hwnas_profilers.remote_bench import Holder, Model, RemoteBench, facts_of
 from hwnas_profilers.remote_board import PAUSES_S, Board
 
 if TYPE_CHECKING:
@@ -72,16 +72,7 @@ class RemoteProfiler(Profiler):
 
     def facts(self) -> dict[str, str]:
         """See `Profiler`: temperature and throttling when first reached and now, and the like."""
-        now = self._board.surely(ask_state)
-        facts = dict(now.facts)
-        for name, state in (("at_start", self._board.greeting.state), ("at_end", now.state)):
-            if state.temperature_c is not None:
-                facts[f"temperature_c_{name}"] = f"{state.temperature_c:g}"
-            if state.throttled:
-                facts[f"throttled_{name}"] = state.throttled
-        if self._board.connections > 1:
-            facts["connections"] = str(self._board.connections)
-        return facts
+        return facts_of(self._board)
 
     @contextmanager
     def compiled(

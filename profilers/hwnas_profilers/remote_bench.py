@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _QUICK_S = 60  # for what takes a board no time, over a slow link
 _COMPILE_S = 900  # for one model: TensorRT tries many kernels
+_SLOWEST_LINK = 32 * 2**10  # bytes per second that a link carries at least
 _ON_THEIR_WAY = 4  # models that are sent before the first of them is known to be compiled
 _PATIENCE = 20  # times what a round should take
 
@@ -37,12 +38,15 @@ class Model:
         onnx: The serialized model.
         shape: (batch, channels, height, width) of its input.
         seed: What the input is drawn with, on the board.
+        batches: Smallest, most frequent and largest batch that the engine must take, where its
+            batch is free and the runtime asks; None where it is fixed.
     """
 
     name: str
     onnx: bytes
     shape: tuple[int, ...]
     seed: tuple[int, int]
+    batches: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +82,33 @@ class _Forgotten:
     held: int
 
 
+def limit_of(payload: bytes) -> int:
+    """Return how long, in seconds, it may take to send bytes and to compile or compute with them.
+
+    Args:
+        payload: What is sent.
+    """
+    return _COMPILE_S + len(payload) // _SLOWEST_LINK
+
+
 def ask_state(wire: Wire) -> BoardState:
     """Ask an agent for the state of its board."""
     wire.send({"do": "state"}, limit_s=_QUICK_S)
     return wire.receive(BoardState, limit_s=_QUICK_S)
+
+
+def facts_of(board: Board) -> dict[str, str]:
+    """Return a board's temperature and throttling when first reached and now, and the like."""
+    now = board.surely(ask_state)
+    facts = dict(now.facts)
+    for name, state in (("at_start", board.greeting.state), ("at_end", now.state)):
+        if state.temperature_c is not None:
+            facts[f"temperature_c_{name}"] = f"{state.temperature_c:g}"
+        if state.throttled:
+            facts[f"throttled_{name}"] = state.throttled
+    if board.connections > 1:
+        facts["connections"] = str(board.connections)
+    return facts
 
 
 def _forget(wire: Wire) -> None:
@@ -91,11 +118,23 @@ def _forget(wire: Wire) -> None:
 
 @final
 class Holder:
-    """Sees to it that the agent holds models, whichever agent it is by now."""
+    """Sees to it that the agent holds models, whichever agent it is by now.
 
-    def __init__(self, board: Board, models: dict[int, Model]) -> None:
+    Args:
+        board: Where the agent is.
+        models: By number.
+        on_sent: Told of bytes of models as they are sent.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        models: dict[int, Model],
+        on_sent: Callable[[int], None] = lambda count: None,
+    ) -> None:
         self.board = board
         self._models = models
+        self._on_sent = on_sent
         self._held: set[int] = set()
         self._connection = 0
 
@@ -149,7 +188,8 @@ class Holder:
 
         def receive() -> None:
             index = awaited.popleft()
-            answer = wire.receive(_Loaded, limit_s=_COMPILE_S)
+            limit_s = limit_of(self._models[index].onnx)
+            answer = wire.receive(_Loaded, limit_s=limit_s)
             if answer.id != index:
                 raise TargetError(f"the agent answers for model {answer.id}, not for {index}")
             if not answer.rejected:
@@ -166,8 +206,10 @@ class Holder:
                 "sha256": hashlib.sha256(model.onnx).hexdigest(),
                 "shape": model.shape,
                 "seed": model.seed,
+                "batches": model.batches,
             }
-            wire.send(command, model.onnx, limit_s=_COMPILE_S)
+            limit_s = limit_of(model.onnx)
+            wire.send(command, model.onnx, limit_s=limit_s, on_sent=self._on_sent)
             awaited.append(index)
             if len(awaited) == _ON_THEIR_WAY:
                 receive()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RUN_AGAIN = "what is finished is kept: run the same command again to go on"
+"""What a table's user is told where a board is lost."""
+
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 """Before each further try to reach a board that was lost."""
 
@@ -55,6 +58,7 @@ class Greeting:
     facts: dict[str, str]
     packages: dict[str, str]
     state: MachineState
+    wire: int
 
     @property
     def device(self) -> Device:
@@ -87,6 +91,7 @@ class Board:
         threads: Threads within an operator.
         command: Starts an agent that reads its source from stdin; by default over ssh.
         pauses_s: Before each further try where the connection was cut.
+        if_lost: What to do where it is lost for good.
     """
 
     def __init__(
@@ -96,8 +101,11 @@ class Board:
         *,
         command: Sequence[str] | None = None,
         pauses_s: Sequence[float] = PAUSES_S,
+        if_lost: str = RUN_AGAIN,
     ) -> None:
         self.target = target
+        self._if_lost = if_lost
+        self._traffic = (0, 0)
         self._source = Path(agent.__file__).read_bytes()
         runtime = target.name.partition("-")[0]
         setup = json.dumps({"runtime": runtime, "threads": threads}).encode() + b"\n"
@@ -118,6 +126,14 @@ class Board:
             )
         return self._greeting
 
+    @property
+    def traffic_bytes(self) -> tuple[int, int]:
+        """What was sent and what was received so far, over all connections."""
+        sent, received = self._traffic
+        if self._wire is not None:
+            sent, received = sent + self._wire.sent_bytes, received + self._wire.received_bytes
+        return sent, received
+
     def connect(self) -> None:
         """Reach the board for the first time.
 
@@ -135,6 +151,7 @@ class Board:
 
     def close(self, *, gently: bool = True) -> None:
         """End the agent, and with it all that it holds."""
+        self._traffic = self.traffic_bytes
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close(gently=gently)
@@ -159,8 +176,7 @@ class Board:
                 message = f"{self.target}: {failure.message}"
                 if pause_s is None or not failure.passing:
                     times = f", {tries} times in a row" if tries > 1 else ""
-                    kept = "what is finished is kept: run the same command again to go on"
-                    hint = f"{failure.hint}; {kept}" if failure.hint else kept
+                    hint = f"{failure.hint}; {self._if_lost}" if failure.hint else self._if_lost
                     raise TargetError(f"{message}{times}", hint=hint) from cut
                 progress.say(f"{message}; connecting again in {pause_s:g} s")
                 time.sleep(pause_s)
@@ -180,12 +196,12 @@ class Board:
         if self._greeting is None:
             _check_versions(self.target, greeting)
             self._greeting = greeting
-        _check_same(self.target, self._greeting, greeting)
+        _check_same(self.target, self._greeting, greeting, self._if_lost)
         self.connections += 1
         return self._wire
 
 
-def _check_same(target: Target, before: Greeting, now: Greeting) -> None:
+def _check_same(target: Target, before: Greeting, now: Greeting, if_lost: str) -> None:
     was, now_is = before.identity, now.identity
     changed = {name for name in was | now_is if was.get(name) != now_is.get(name)}
     if not changed:
@@ -199,12 +215,16 @@ def _check_same(target: Target, before: Greeting, now: Greeting) -> None:
         )
     raise TargetError(
         f"{target} is not as it was before the connection was lost: {what}",
-        hint="figures of before and after do not belong together; what is finished is kept: run "
-        "the same command again to go on",
+        hint=f"figures of before and after do not belong together; {if_lost}",
     )
 
 
 def _check_versions(target: Target, greeting: Greeting) -> None:
+    if greeting.wire != agent.WIRE:
+        raise TargetError(
+            f"{target}: the agent speaks version {greeting.wire} of what is said between it and "
+            f"hwnas, which speaks version {agent.WIRE}"
+        )
     for name, (oldest, too_new) in _SERVED.items():
         version = greeting.packages.get(name)
         if version is None:
@@ -215,7 +235,7 @@ def _check_versions(target: Target, greeting: Greeting) -> None:
             needs = f">={'.'.join(map(str, oldest))},<{'.'.join(map(str, too_new))}"
             raise TargetError(
                 f"{target}: the board has {name} {version}, and hwnas needs {name}{needs}",
-                hint=_install(target, name, python, greeting.machine),
+                hint=install_line(target, name, python, greeting.machine),
             )
 
 
@@ -230,11 +250,19 @@ def _missing(target: Target, said: dict[str, Any]) -> TargetError:
     return TargetError(
         f"{target}: {board_python()} on the board (Python {python}) cannot import "
         f"{name or 'what it needs'}{words}",
-        hint=_install(target, name, python, machine),
+        hint=install_line(target, name, python, machine),
     )
 
 
-def _install(target: Target, name: str, python: str, machine: str) -> str:
+def install_line(target: Target, name: str, python: str, machine: str) -> str:
+    """Return how to get a package onto a board.
+
+    Args:
+        target: The board.
+        name: The package, or what it imports as.
+        python: Version of the board's Python.
+        machine: Its instruction set.
+    """
     if name == "tensorrt":
         return (
             "on a Jetson it comes with JetPack: sudo apt install python3-libnvinfer; elsewhere "

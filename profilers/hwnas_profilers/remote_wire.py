@@ -15,13 +15,14 @@ from hwnas.core.errors import ConfigError, TargetError
 from hwnas_profilers.agent import GREETING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 T = TypeVar("T")
 
 _LINE_BYTES = 16 * 2**20
 _SKIPPED_BYTES = 64 * 2**10
 _TAIL_BYTES = 8 * 2**10
+_SLICE_BYTES = 64 * 2**10
 _FAREWELL_S = 5.0
 _SHOWN_CHARACTERS = 200
 
@@ -91,6 +92,9 @@ class Wire:
         self._skipped = b""
         self._greeted = False
         self._timed_out = threading.Event()
+        self.sent_bytes = 0
+        """What was written, the agent itself included."""
+        self.received_bytes = 0
 
     def greeting(self, kind: type[T], *, limit_s: int) -> T | dict[str, Any]:
         """Send the first bytes, and return the agent's greeting, after whatever a login prints.
@@ -114,19 +118,29 @@ class Wire:
         greeting = self._decoded(line[len(GREETING) :])
         return greeting if "missing" in greeting else self._converted(greeting, kind)
 
-    def send(self, message: Mapping[str, object], payload: bytes = b"", *, limit_s: int) -> None:
+    def send(
+        self,
+        message: Mapping[str, object],
+        payload: bytes = b"",
+        *,
+        limit_s: int,
+        on_sent: Callable[[int], None] = lambda count: None,
+    ) -> None:
         """Send a command.
 
         Args:
             message: The command.
             payload: Bytes that belong to it.
             limit_s: How long it may take; the agent ends itself where it takes far longer.
+            on_sent: Told of bytes of the payload as they are taken.
 
         Raises:
             Cut: The agent is gone.
         """
         fields = {**message, "bytes": len(payload), "limit_s": limit_s}
-        self._write(json.dumps(fields).encode() + b"\n" + payload, limit_s)
+        self._write(json.dumps(fields).encode() + b"\n", limit_s)
+        if payload:
+            self._write(payload, limit_s, on_sent)
 
     def receive(self, kind: type[T], *, limit_s: int) -> T:
         """Wait for an answer of a kind.
@@ -166,16 +180,23 @@ class Wire:
         with contextlib.suppress(OSError):
             self._input.close()
 
-    def _write(self, data: bytes, limit_s: int) -> None:
+    def _write(
+        self, data: bytes, limit_s: int, on_sent: Callable[[int], None] = lambda count: None
+    ) -> None:
         with self._deadline(limit_s):
-            try:
-                self._input.write(data)
-                self._input.flush()
-            except OSError as error:
-                raise self._cut(limit_s) from error
+            for begin in range(0, len(data), _SLICE_BYTES):
+                part = data[begin : begin + _SLICE_BYTES]
+                try:
+                    self._input.write(part)
+                    self._input.flush()
+                except OSError as error:
+                    raise self._cut(limit_s) from error
+                self.sent_bytes += len(part)
+                on_sent(len(part))
 
     def _line(self, limit_s: int) -> bytes:
         line = self._output.readline(_LINE_BYTES)
+        self.received_bytes += len(line)
         if line.endswith(b"\n"):
             return line
         if len(line) == _LINE_BYTES:

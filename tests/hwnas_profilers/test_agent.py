@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import ast
+import base64
 import ctypes
+import errno
+import fcntl
 import gc
 import hashlib
 import io
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +26,7 @@ from hwnas_export.onnx_export import onnx_from_module
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 from hwnas_export.tensorrt_api import TRT_NAMES
 from hwnas_profilers import agent
+from hwnas_profilers.remote_packing import packed
 
 SOURCE = Path(agent.__file__).read_text()
 IMAGES = np.ones((1, 3, 4, 4), dtype=np.float32)
@@ -73,8 +78,8 @@ def test_onnxruntime_is_set_up_on_a_board_as_it_is_here(
 
     monkeypatch.setattr(ort, "InferenceSession", session)
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")  # the agent sets it: to be undone
-    compile_, packages, _ = agent._onnxruntime(threads)
-    compile_(model, IMAGES)
+    open_, packages, _ = agent._onnxruntime(threads)
+    open_(model, None)
     with OnnxRuntimeRunner(model, threads=threads):
         pass
     on_board, here = seen
@@ -144,6 +149,115 @@ def test_commands_are_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None
     assert alarms[-1] == 0  # none is left behind
 
 
+def test_images_are_answered_with_what_the_model_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = onnx_from_module(nn.Conv2d(3, 4, 1).eval(), IMAGES.shape, dynamic_batch=True)
+    model = exported.SerializeToString()
+    images = np.random.default_rng(0).random((5, 3, 4, 4), dtype=np.float32)
+    packing, payload = packed(images)
+    commands: list[tuple[dict[str, Any], bytes]] = [
+        load(0, model),
+        ({"do": "infer", "id": 0, **packing}, payload),
+        ({"do": "bind", "id": 0, "as": 7, **packing}, payload),
+        ({"do": "call", "id": 7, "calls": 3}, b""),
+        ({"do": "forget"}, b""),
+        ({"do": "infer", "id": 0, **packing}, payload),
+    ]
+    answers, _ = served(monkeypatch, commands)
+    greeting, _, inferred, bound, called, forgotten, unknown = answers
+    assert greeting["wire"] == agent.WIRE
+    with OnnxRuntimeRunner(model) as runner:
+        expected = runner.infer(images)
+    given = np.frombuffer(base64.b64decode(inferred["values"]), "<f4").reshape(inferred["shape"])
+    assert np.array_equal(given, expected)
+    assert bound == {"id": 7, "rejected": ""}
+    assert called["elapsed_ns"] > 0
+    assert forgotten == {"held": 0}
+    assert unknown == {"error": "KeyError: 0"}
+
+
+def kept(folder: Path, **files: bytes) -> None:
+    listed = [[name, len(each), hashlib.sha256(each).hexdigest()] for name, each in files.items()]
+    agent.keep_files(folder, listed, b"".join(files.values()))
+
+
+def test_what_is_kept_replaces_what_was_kept_before(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    abandoned = tmp_path / ".engine.killed.part"
+    abandoned.mkdir()
+    kept(folder, **{"SHA256SUMS": b"0  a/model\n", "a/model": b"one"})
+    agent.check_room(folder, 10)
+    kept(folder, **{"SHA256SUMS": b"0  other\n", "other": b"two"})
+    assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")) == [
+        "engine", "engine/SHA256SUMS", "engine/other",
+    ]  # fmt: skip
+
+
+def test_an_agent_that_still_writes_is_let_be(tmp_path: Path) -> None:
+    writing = tmp_path / ".engine.busy.part"
+    writing.mkdir()
+    held = os.open(writing, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        kept(tmp_path / "engine", SHA256SUMS=b"")
+    finally:
+        os.close(held)
+    assert writing.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("users' files", "did not put there: notes"),
+        ("a file", "a file stands"),
+        ("no parent", "there is no folder"),
+        ("too much", "bytes are needed"),
+    ],
+)
+def test_a_place_where_nothing_can_be_kept_is_told(what: str, told: str, tmp_path: Path) -> None:
+    folder, needed = tmp_path / "engine", 1
+    if what == "users' files":
+        folder.mkdir()
+        (folder / "notes").write_text("mine")
+    elif what == "a file":
+        folder.write_text("mine")
+    elif what == "no parent":
+        folder = tmp_path / "nowhere" / "engine"
+    else:
+        needed = 2**62
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OSError, match=told):
+        agent.check_room(folder, needed)
+    if what != "too much":
+        with pytest.raises(OSError, match=told):
+            kept(folder, SHA256SUMS=b"")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("fails", ["a hash", "a full disk", "the last rename"])
+def test_files_are_kept_whole_or_not_at_all(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "engine"
+    kept(folder, SHA256SUMS=b"0  model\n", model=b"one")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="another|No space"):  # noqa: PT012
+        if fails == "a hash":
+            agent.keep_files(folder, [["SHA256SUMS", 1, "0"]], b"x")
+        elif fails == "a full disk":
+            patch.setattr(os, "fsync", full)
+        else:
+            rename = Path.rename
+            patch.setattr(
+                Path, "rename", lambda a, b: full() if a.suffix == ".part" else rename(a, b)
+            )
+        kept(folder, SHA256SUMS=b"0  model\n", model=b"two")
+    assert (folder / "model").read_bytes() == b"one"
+    assert [each.name for each in tmp_path.iterdir()] == ["engine"]
+
+
 def test_a_runtime_that_is_not_there_is_the_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     answers, _ = served(monkeypatch, [], runtime="tensorrt")
@@ -204,6 +318,10 @@ class FakeTensorRT(SimpleNamespace):
             return True
 
         context = SimpleNamespace(
+            set_input_shape=lambda name, shape: shapes.update(
+                images=tuple(shape), logits=(shape[0], 10)
+            ),
+            get_tensor_shape=shapes.__getitem__,
             set_tensor_address=lambda name, address: asked.append((name, address)),
             execute_async_v3=execute,
         )
@@ -212,16 +330,28 @@ class FakeTensorRT(SimpleNamespace):
             num_io_tensors=2,
             get_tensor_name=list(shapes).__getitem__,
             get_tensor_mode=lambda name: name == "images",
-            get_tensor_shape=shapes.__getitem__,
         )
         config = SimpleNamespace(
+            add_optimization_profile=lambda added: asked.append(("added", added is profile)),
             clear_flag=lambda flag: asked.append(("clear", flag)),
             create_timing_cache=lambda content: content,
             set_timing_cache=lambda cache, ignore: asked.append(("timings", cache)),
             get_timing_cache=lambda: SimpleNamespace(serialize=lambda: bytearray(b"timings")),
         )
+        network = SimpleNamespace(
+            get_input=lambda index: SimpleNamespace(name="images", shape=(-1, 3, 4, 4))
+        )
+
+        def create_network(flags: int) -> Any:
+            asked.append(("network", flags))
+            return network
+
+        profile = SimpleNamespace(
+            set_shape=lambda name, *shapes: asked.append(("profile", name, *shapes))
+        )
         builder = SimpleNamespace(
-            create_network=lambda flags: asked.append(("network", flags)),
+            create_network=create_network,
+            create_optimization_profile=lambda: profile,
             create_builder_config=lambda: config,
             build_serialized_network=lambda network, config: b"plan",
         )
@@ -249,11 +379,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeTensorRT, FakeCuda]:
 
 def test_tensorrt_replays_a_graph_between_events(gpu: tuple[FakeTensorRT, FakeCuda]) -> None:
     trt, cuda = gpu
-    compile_, packages, device = agent._tensorrt(1)
+    open_, packages, device = agent._tensorrt(1)
     assert packages["tensorrt"] == "10.3.0"
     assert device["name"] == "Some GPU"
     assert device["driver"]
-    sample = compile_(b"model", IMAGES)
+    sample = open_(b"model", None).sampler(IMAGES)
     assert ("network", 1 << 3) in trt.asked  # strongly typed
     assert ("clear", "TF32") in trt.asked
     assert trt.asked.count("execute") == 2  # once before, once within the capture
@@ -273,17 +403,30 @@ def test_tensorrt_replays_a_graph_between_events(gpu: tuple[FakeTensorRT, FakeCu
     assert {"cuGraphExecDestroy", "cuEventDestroy_v2"} <= set(cuda.calls)
 
 
+def test_tensorrt_is_fed_by_batches_of_a_profile(gpu: tuple[FakeTensorRT, FakeCuda]) -> None:
+    trt, cuda = gpu
+    open_, _, _ = agent._tensorrt(1)
+    network = open_(b"model", [1, 8, 64])
+    assert ("profile", "images", (1, 3, 4, 4), (8, 3, 4, 4), (64, 3, 4, 4)) in trt.asked
+    assert ("added", True) in trt.asked
+    cuda.calls.clear()
+    assert network.infer(np.repeat(IMAGES, 5, axis=0)).shape == (5, 10)
+    order = [call for call in cuda.calls if call in ("cuStreamSynchronize", "cuMemcpyDtoH_v2")]
+    assert order == ["cuStreamSynchronize", "cuMemcpyDtoH_v2"]  # not before the work is done
+    assert cuda.calls.count("cuMemAlloc_v2") == cuda.calls.count("cuMemFree_v2") == 2
+
+
 def test_tensorrt_shares_timings_and_says_why_it_refuses(
     gpu: tuple[FakeTensorRT, FakeCuda],
 ) -> None:
     trt, _ = gpu
-    compile_, _, _ = agent._tensorrt(1)
-    held = [compile_(b"model", IMAGES) for _ in range(2)]
+    open_, _, _ = agent._tensorrt(1)
+    held = [open_(b"model", None).sampler(IMAGES) for _ in range(2)]
     caches = [entry[1] for entry in trt.asked if entry[0] == "timings"]
     assert caches == [b"", b"timings"]
     assert len(held) == 2
     with pytest.raises(ValueError, match="no kernel for Frobnicate"):
-        compile_(b"bad", IMAGES)
+        open_(b"bad", None)
 
 
 def test_tensorrt_is_used_by_the_names_that_all_its_versions_have() -> None:

@@ -59,7 +59,7 @@ OBJECTIVES: list[dict[str, Any]] = [
 
 
 def with_objective(**settings: Any) -> SearchConfig:
-    return replace(PLAIN, objective_images=6, **settings)
+    return replace(PLAIN, objective_images=6, **{"objective_every": 1, **settings})
 
 
 class Searcher:
@@ -426,7 +426,7 @@ def test_an_interrupted_search_with_an_objective_ends_in_the_same_numbers(
     ("changes", "says"),
     [
         ({"objective_weight": 0.1}, "`objective_weight` is given, but `objective` is none"),
-        ({"objective_images": 8}, "`objective_images` is given, but `objective` is none"),
+        ({"objective_images": 9}, "`objective_images` is given, but `objective` is none"),
         ({"objective": "jacobian", "objective_weight": 0.0}, "`objective_weight` is a positive"),
         ({"objective": "jacobian", "objective_weight": math.nan}, "`objective_weight`"),
         ({"objective": "jacobian", "objective_images": 65}, r"between 1 and `batch` \(64\)"),

@@ -39,6 +39,7 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 CODE = """
+import torch
 from torch import nn
 
 
@@ -63,6 +64,15 @@ def softmax():
 
 def wide():
     return nn.Sequential(nn.Flatten(), nn.Linear(99, 10))
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, images):
+        return self.net(images + 0.1 * torch.rand(images.shape))
 """
 
 
@@ -229,6 +239,7 @@ def test_settings_out_of_range_are_refused(
     [
         ("normed", UnboundedOperationError, "`group_norm` has no sound bound.*in GroupNorm"),
         ("softmax", DataError, "probabilities"),
+        ("Noisy", DataError, "gives different logits for equal images"),
         ("wide", ConfigError, "cannot take images of 1x16x16"),
         ("absent", ConfigError, "absent"),
     ],
