@@ -48,9 +48,11 @@ if TYPE_CHECKING:
     class Network(Protocol):
         """A compiled model: timed on an input that it holds, or fed."""
 
-        def sampler(self, images: Any) -> Sampler: ...
+        def sampler(self, images: Any) -> Sampler:
+            """Bind images, and return what times calls on them."""
 
-        def infer(self, images: Any) -> Any: ...
+        def infer(self, images: Any) -> Any:
+            """Compute the outputs of images."""
 
     Open = Callable[[bytes, Any], Network]
 

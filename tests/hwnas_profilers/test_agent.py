@@ -186,7 +186,7 @@ def test_what_is_kept_replaces_what_was_kept_before(tmp_path: Path) -> None:
     abandoned.mkdir()
     kept(folder, **{"SHA256SUMS": b"0  a/model\n", "a/model": b"one"})
     agent.check_room(folder, 10)
-    kept(folder, **{"SHA256SUMS": b"0  other\n", "other": b"two"})
+    kept(folder, SHA256SUMS=b"0  other\n", other=b"two")
     assert sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*")) == [
         "engine", "engine/SHA256SUMS", "engine/other",
     ]  # fmt: skip
@@ -243,7 +243,7 @@ def test_files_are_kept_whole_or_not_at_all(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="another|No space"):  # noqa: PT012
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"another|No space"):  # noqa: PT012
         if fails == "a hash":
             agent.keep_files(folder, [["SHA256SUMS", 1, "0"]], b"x")
         elif fails == "a full disk":
@@ -331,6 +331,9 @@ class FakeTensorRT(SimpleNamespace):
             get_tensor_name=list(shapes).__getitem__,
             get_tensor_mode=lambda name: name == "images",
         )
+        profile = SimpleNamespace(
+            set_shape=lambda name, *shapes: asked.append(("profile", name, *shapes))
+        )
         config = SimpleNamespace(
             add_optimization_profile=lambda added: asked.append(("added", added is profile)),
             clear_flag=lambda flag: asked.append(("clear", flag)),
@@ -346,9 +349,6 @@ class FakeTensorRT(SimpleNamespace):
             asked.append(("network", flags))
             return network
 
-        profile = SimpleNamespace(
-            set_shape=lambda name, *shapes: asked.append(("profile", name, *shapes))
-        )
         builder = SimpleNamespace(
             create_network=create_network,
             create_optimization_profile=lambda: profile,
