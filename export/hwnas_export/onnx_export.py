@@ -2,6 +2,8 @@
 
 Weights stay inside the file, the opset is asserted (a request below the exporter's own minimum is
 otherwise answered with another opset in silence), and metadata that names source files is removed.
+The module is traced by `torch.export` first, and the exporter is given the trace: left to itself it
+narrows an open batch in silence, to the batches that take the same path as its example's.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import onnx.checker
 import onnx.utils
 import torch
 from torch import nn
+from torch.fx.experimental import _config as tracing
 
 from hwnas.core.errors import ExportError
 from hwnas_export.folding import folded_copy
 from hwnas_export.onnx_metadata import metadata_of, names_source
+from hwnas_export.onnx_refusals import export_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,13 +34,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OPSET = 20
+"""The default, which the oldest versions of ONNX Runtime and TensorRT that are served take."""
+
+OPSETS = range(18, 24)
+"""From the oldest that torch's exporter writes to the newest that is tested with our runtimes."""
+
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 _MAX_BATCH = 65_536
 
 
 def onnx_from_module(
-    module: nn.Module, input_shape: Sequence[int], *, dynamic_batch: bool = False
+    module: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    dynamic_batch: bool = False,
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """Export a module with one input and one output.
 
@@ -44,12 +57,15 @@ def onnx_from_module(
         module: The module; exported in eval mode, its own mode is left as it is.
         input_shape: (batch, channels, height, width).
         dynamic_batch: Leave the batch open.
+        opset: Version of ONNX's operators, one of `OPSETS`.
 
     Returns:
-        A checked ONNX model of opset 20 with input `images` and output `logits`.
+        A checked ONNX model with input `images` and output `logits`.
 
     Raises:
-        ExportError: The module cannot be traced, or the result is not what was asked for.
+        ExportError: The module cannot be traced, takes another path for other values or batches,
+            has an operator that ONNX lacks, or gives more than one output or one of a shape that
+            depends on its data; or the opset is none that is served.
     """
     example = torch.zeros(*input_shape)
     dynamic = None
@@ -57,13 +73,13 @@ def onnx_from_module(
         # A batch of 1 would be taken as a constant by torch.export.
         example = torch.zeros(2, *input_shape[1:])
         dynamic = ({0: torch.export.Dim("batch", min=1, max=_MAX_BATCH)},)
-    model = _export(module, (example,), [INPUT_NAME], [OUTPUT_NAME], dynamic)
-    check_onnx(model)
+    model = _export(module, (example,), [INPUT_NAME], [OUTPUT_NAME], dynamic, opset)
+    check_onnx(model, opset=opset)
     return model
 
 
 def onnx_from_modules(
-    modules: Sequence[nn.Module], input_shapes: Sequence[Sequence[int]]
+    modules: Sequence[nn.Module], input_shapes: Sequence[Sequence[int]], *, opset: int = OPSET
 ) -> list[onnx.ModelProto]:
     """Export many small modules at once: one trace, then one model per module.
 
@@ -73,6 +89,7 @@ def onnx_from_modules(
     Args:
         modules: The modules.
         input_shapes: (batch, channels, height, width) of each.
+        opset: As `onnx_from_module`.
 
     Raises:
         ExportError: As `onnx_from_module`.
@@ -80,27 +97,27 @@ def onnx_from_modules(
     inputs = [f"images_{index}" for index in range(len(modules))]
     outputs = [f"logits_{index}" for index in range(len(modules))]
     examples = tuple(torch.zeros(*shape) for shape in input_shapes)
-    joined = _export(_SideBySide(modules), examples, inputs, outputs, None)
+    joined = _export(_SideBySide(modules), examples, inputs, outputs, None, opset)
     extractor = onnx.utils.Extractor(joined)
     models = []
     for own_input, own_output in zip(inputs, outputs, strict=True):
         model = extractor.extract_model([own_input], [own_output])
         _rename_ends(model)
-        check_onnx(model)
+        check_onnx(model, opset=opset)
         models.append(model)
     return models
 
 
-def check_onnx(model: onnx.ModelProto) -> None:
-    """Check a model in full, its opset, and that no metadata names a source file.
+def check_onnx(model: onnx.ModelProto, *, opset: int = OPSET) -> None:
+    """Check a model in full, its opset, and that nothing in it names a source file.
 
     Raises:
         ExportError: One of these does not hold.
     """
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("") != OPSET or set(opsets) - {""}:
-        raise ExportError(f"the exporter gave opsets {opsets}, not {OPSET} of the standard domain")
-    if any(node.metadata_props for node in model.graph.node) or any(
+    if opsets.get("") != opset or set(opsets) - {""}:
+        raise ExportError(f"the exporter gave opsets {opsets}, not {opset} of the standard domain")
+    if any(part.metadata_props or part.doc_string for part in _parts(model.graph)) or any(
         names_source(*entry) for entry in metadata_of(model).items()
     ):
         raise ExportError("the ONNX graph still holds source metadata")
@@ -127,43 +144,85 @@ def _export(
     inputs: list[str],
     outputs: list[str],
     dynamic_shapes: tuple[Any, ...] | None,
+    opset: int,
 ) -> onnx.ModelProto:
+    if opset not in OPSETS:
+        raise ExportError(
+            f"opset {opset} is not served", hint=f"choose one of {OPSETS[0]} to {OPSETS[-1]}"
+        )
+    folded = folded_copy(module)
     try:
         with _interrupts_deferred(), _quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
-                folded_copy(module),
-                examples,
+                _traced(folded, examples, dynamic_shapes),
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=inputs,
                 output_names=outputs,
                 dynamic_shapes=dynamic_shapes,
                 external_data=False,
                 verbose=False,
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        # The exporter's own text is advice on many colored lines; its cause says what went wrong.
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise ExportError(
-            f"{type(module).__name__} cannot be exported to ONNX: {reason}",
-            hint="control flow that depends on data cannot be traced",
-        ) from error
+    # The module's own code runs in it, and raises what it likes.
+    except Exception as error:
+        raise export_refusal(error, folded) from error
     if program is None:
         raise ExportError(f"torch.onnx.export gave nothing for {type(module).__name__}")
     model = program.model_proto
+    _check_ends(model, type(module).__name__, len(outputs), dynamic_shapes is not None)
     _strip_metadata(model)
     return model
+
+
+def _traced(
+    module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: tuple[Any, ...] | None
+) -> torch.export.ExportedProgram:
+    """Trace a module, as the exporter would, but with the open batch kept or refused."""
+    # Or a batch of 1 would be another path than all others, whatever the module does.
+    with tracing.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # made at run time
+        return torch.export.export(module, examples, dynamic_shapes=dynamic_shapes, strict=False)
+
+
+def _check_ends(model: onnx.ModelProto, name: str, count: int, dynamic: bool) -> None:
+    """See that there are as many outputs as modules, of known shapes but for an open batch."""
+    outputs = model.graph.output
+    if len(outputs) != count:
+        raise ExportError(
+            f"{name} gives {len(outputs)} outputs, not {count}",
+            hint="export a module whose forward returns one tensor",
+        )
+    for output in outputs:
+        sizes = output.type.tensor_type.shape.dim
+        known = all(size.dim_value for size in sizes[1 if dynamic else 0 :])
+        if not sizes or not known or (dynamic and sizes[0].dim_param != "batch"):
+            shape = "x".join(str(size.dim_param or size.dim_value) for size in sizes)
+            raise ExportError(
+                f"{name} gives an output of shape {shape or 'none'}, where only the batch may be "
+                "open, and must stay in front",
+                hint="a shape that depends on data, or mixes the batch with other sizes, cannot be "
+                "deployed",
+            )
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:
     """Remove what names this machine: source paths and stack traces."""
     del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    model.doc_string = model.graph.doc_string = ""
-    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-    for item in (*model.graph.node, *values, *model.graph.initializer):
-        del item.metadata_props[:]
-        item.doc_string = ""
+    model.doc_string = ""
+    for part in _parts(model.graph):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _parts(graph: onnx.GraphProto) -> Iterator[Any]:
+    """Yield all of a graph that can be described: it, its nodes, its values, and graphs in it."""
+    yield graph
+    yield from (*graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node:
+                    yield from _parts(inner)
 
 
 def _rename_ends(model: onnx.ModelProto) -> None:
