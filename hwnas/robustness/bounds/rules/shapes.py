@@ -55,11 +55,23 @@ def _getitem(input: Bounded, index: Any) -> Bounded:
     first = parts[0] if parts else None
     if not (first is Ellipsis or (isinstance(first, slice) and first == slice(None))):
         refuse("it picks images of a batch")
-    if first is Ellipsis and sum(each is not None for each in parts[1:]) >= input.ndim:
-        refuse("it picks images of a batch")
     if any(isinstance(each, Bounded) for each in parts):
         refuse("which element is taken depends on the images")
+    if first is Ellipsis and sum(map(_dims_taken, parts[1:])) >= input.ndim:
+        refuse("it picks images of a batch")
+    if sum(isinstance(each, Tensor | list) for each in parts) > 1:
+        refuse("several lists of indices may move the batch")
     return linear(lambda one: one[index], input)
+
+
+def _dims_taken(index: Any) -> int:
+    """Count the dimensions that a part of an index is for: a mask is for all that it has."""
+    if index is None:
+        return 0
+    if isinstance(index, Tensor | list):
+        given = torch.as_tensor(index)
+        return given.ndim if given.dtype == torch.bool else 1
+    return 1
 
 
 def _permute(input: Bounded, *dims: Any) -> Bounded:

@@ -229,6 +229,14 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "shuffled rows": (lambda x: functional.channel_shuffle(x.mean(dim=1), 2), "the batch"),
     "the last of a vector": (lambda x: x.mean(dim=(1, 2, 3))[..., [1, 0]], "images"),
+    "indices apart": (lambda x: x[:, [0, 1], :, [0, 1]].flatten(1), "move the batch"),
+    "a mask of images": (
+        lambda x: x[
+            ...,
+            torch.eye(BATCH * CHANNELS * SIZE * SIZE)[0].bool().view(BATCH, CHANNELS, SIZE, SIZE),
+        ],
+        "picks images",
+    ),
     "data": (lambda x: x.data, "`data`"),
     "rounded": (lambda x: x.half(), "rounds"),
     "written into a view": (lambda x: (x + 1).flatten(1).add_(1.0), "views"),
