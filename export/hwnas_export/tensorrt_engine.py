@@ -11,10 +11,11 @@ ONNX files to other machines, not engines, and deserialize none that you did not
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hwnas.core.errors import ExportError, TargetError, nearest
+from hwnas.core.errors import ConfigError, ExportError, TargetError, nearest
 from hwnas_export.cuda_driver import cuda_driver
 from hwnas_export.tensorrt_api import error_log, is_rtx, trt_module
 from hwnas_export.tensorrt_timing_cache import read_timing_cache, write_timing_cache
@@ -37,11 +38,37 @@ class EngineSettings:
         compute_capabilities: GPUs to build for, e.g. ("8.6", "8.9"), on a machine that need not
             have one. TensorRT for RTX alone can. Empty for the GPU that is here, or, without one,
             for those that TensorRT for RTX takes by default (8.0 and newer).
+        workspace_mib: Most memory that a kernel may take to work in; None for all that there is.
+
+    Raises:
+        ConfigError: One of them is out of range.
     """
 
     optimization_level: int = 3
     batches: tuple[int, int, int] = (1, 8, 64)
     compute_capabilities: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.optimization_level <= 5:
+            raise ConfigError(
+                f"the optimization level is one of 0 to 5, not {self.optimization_level}"
+            )
+        if not 1 <= self.batches[0] <= self.batches[1] <= self.batches[2]:
+            raise ConfigError(
+                f"batches must be positive and in order, not {self.batches}",
+                hint="name the smallest, the most frequent and the largest",
+            )
+        for each in self.compute_capabilities:
+            if not re.fullmatch(r"\d{1,2}\.\d", each):
+                raise ConfigError(
+                    f"`{each}` is no compute capability",
+                    hint='write it like "8.9"; NVIDIA lists them: developer.nvidia.com/cuda-gpus',
+                )
+        if len(set(self.compute_capabilities)) != len(self.compute_capabilities):
+            raise ConfigError(f"a compute capability is named twice: {self.compute_capabilities}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ConfigError(f"a workspace of {self.workspace_mib} MiB holds nothing")
 
 
 DEFAULT_SETTINGS = EngineSettings()
@@ -85,6 +112,8 @@ def engine_from_onnx(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.builder_optimization_level = settings.optimization_level
+    if settings.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
     _add_profile(builder, network, config, settings.batches)
     if settings.compute_capabilities:
         _set_compute_capabilities(trt, config, settings.compute_capabilities)
@@ -121,8 +150,6 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, in
             )
         if batch >= 0:
             continue
-        if not 1 <= batches[0] <= batches[1] <= batches[2]:
-            raise ExportError(f"batches must be positive and in order, not {batches}")
         profile = profile or builder.create_optimization_profile()
         profile.set_shape(tensor.name, *((size, *rest) for size in batches))
     if profile is not None and config.add_optimization_profile(profile) < 0:

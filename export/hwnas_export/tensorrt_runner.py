@@ -16,11 +16,13 @@ import onnx
 from hwnas.core.errors import DataError, ExportError, TargetError
 from hwnas_export.cuda_driver import cuda_driver
 from hwnas_export.device_buffers import open_stream, require_pycuda
+from hwnas_export.engine_cache import cached_engine
 from hwnas_export.gpu_queue import queued_sampler
 from hwnas_export.precision import PRECISIONS, precision_of
 from hwnas_export.runner import Runner, Sampler
 from hwnas_export.tensorrt_api import error_log, trt_module
 from hwnas_export.tensorrt_engine import DEFAULT_SETTINGS, EngineSettings, engine_from_onnx
+from hwnas_export.tensorrt_plan import check_plan, probe_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from hwnas_export.cuda_driver import CudaGraph
     from hwnas_export.device_buffers import DeviceStream
+    from hwnas_export.tensorrt_plan import GivenPlan
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class TensorRTRunner(Runner):
     """Build an engine from an ONNX model, and run it.
 
     It is built when the runner is activated, on the GPU that it will run on, from a file that says
-    what it computes: an engine from elsewhere is native code that nobody can read.
+    what it computes: an engine from elsewhere is native code that nobody can read. One that is
+    given all the same is run only if it hashes to what its sidecar says and is for this GPU.
 
     Args:
         model: The serialized ONNX model, already in the precision: by `onnx_in_precision`, for int8
@@ -50,6 +54,8 @@ class TensorRTRunner(Runner):
         precision: `fp32`, `fp16` or `int8`; must be what the model is in.
         timing_cache: File of kernel timings that the engines of one device share.
         settings: How the engine is built.
+        cache: Folder of engines that were built before; without one it is built each time.
+        plan: An engine of the model that is run in place of building one.
 
     Raises:
         TargetError: The precision is none of these.
@@ -63,6 +69,8 @@ class TensorRTRunner(Runner):
         precision: str = "fp32",
         timing_cache: Path | None = None,
         settings: EngineSettings = DEFAULT_SETTINGS,
+        cache: Path | None = None,
+        plan: GivenPlan | None = None,
     ) -> None:
         super().__init__()
         del threads
@@ -76,15 +84,15 @@ class TensorRTRunner(Runner):
         self._precision = precision
         self._timing_cache = timing_cache
         self._settings = settings
+        self._cache = cache
+        self._given = plan
 
     def _activate_impl(self) -> None:
         _check_precision(self._model, self._precision)
         trt = trt_module()
         require_pycuda()
         cuda_driver()  # TensorRT may crash where there is no GPU, so ask before it is let loose
-        plan = engine_from_onnx(
-            self._model, settings=self._settings, timing_cache=self._timing_cache
-        )
+        plan = self._plan()
         # Given back in reverse order: bindings, engine, runtime, stream, context.
         with ExitStack() as stack:
             self._stream = open_stream()
@@ -96,12 +104,29 @@ class TensorRTRunner(Runner):
             self._runtime.engine_host_code_allowed = False
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise ExportError(f"TensorRT does not take its own engine: {self._words()}")
+                raise ExportError(f"TensorRT does not take the engine: {self._words()}")
             self._input, self._output = _ends(trt, self._engine)
             self._bindings: dict[tuple[int, ...], _Binding] = {}
             self._resources = stack.enter_context(ExitStack())
             stack.callback(self._stream.synchronize)  # an interrupt may have left work queued
             self._stack = stack.pop_all()
+
+    def _plan(self) -> bytes:
+        """Return the engine: the one that was given, or was kept, or a new one."""
+        if self._given is not None:
+            check_plan(self._given)
+            probe_plan(self._given.content)
+            return self._given.content
+        if self._cache is not None:
+            return cached_engine(
+                self._model,
+                self._settings,
+                folder=self._cache,
+                timing_cache=self._timing_cache,
+            )
+        return engine_from_onnx(
+            self._model, settings=self._settings, timing_cache=self._timing_cache
+        )
 
     def _close_impl(self) -> None:
         self._stack.close()

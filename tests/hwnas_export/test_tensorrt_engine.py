@@ -103,16 +103,6 @@ def test_an_open_batch_becomes_an_engine(free_batch_model: onnx.ModelProto, prec
     assert engine_from_onnx(model, settings=EngineSettings(batches=(1, 16, 64)))
 
 
-@pytest.mark.parametrize("batches", [(0, 1, 2), (2, 1, 4), (1, 8, 4)])
-def test_batches_out_of_order_are_refused(
-    free_batch_model: onnx.ModelProto, batches: tuple[int, int, int]
-) -> None:
-    with pytest.raises(ExportError, match="positive and in order"):
-        engine_from_onnx(
-            free_batch_model.SerializeToString(), settings=EngineSettings(batches=batches)
-        )
-
-
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "8.9", "12.0"])
 def test_engines_are_built_for_gpus_that_are_not_here(
@@ -138,6 +128,13 @@ def test_rtx_leaves_the_timing_cache_alone(
     path = tmp_path / "timing.cache"
     assert engine_from_onnx(models["stem"].SerializeToString(), timing_cache=path)
     assert not path.exists()
+
+
+def test_a_limit_of_workspace_is_one_that_it_builds_within(
+    models: dict[str, onnx.ModelProto],
+) -> None:
+    settings = EngineSettings(workspace_mib=1)
+    assert engine_from_onnx(models["mbconv"].SerializeToString(), settings=settings)
 
 
 def unsupported() -> onnx.ModelProto:

@@ -19,13 +19,22 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
-from hwnas.core.errors import DataError, ExportError, MissingDependencyError, TargetError
+from hwnas.core.artifacts import sha256_of
+from hwnas.core.errors import (
+    ArtifactError,
+    DataError,
+    ExportError,
+    HwnasError,
+    MissingDependencyError,
+    TargetError,
+)
 from hwnas_export import cuda_driver as cuda_driver_module
 from hwnas_export import device_buffers, tensorrt_runner
 from hwnas_export.cuda_driver import CudaDriver, CudaGraph
 from hwnas_export.onnx_export import onnx_from_module
 from hwnas_export.precision import onnx_in_precision
-from hwnas_export.tensorrt_engine import EngineSettings
+from hwnas_export.tensorrt_engine import EngineSettings, engine_from_onnx
+from hwnas_export.tensorrt_plan import GivenPlan
 from hwnas_export.tensorrt_runner import TensorRTRunner
 
 if TYPE_CHECKING:
@@ -747,6 +756,79 @@ def test_a_pycuda_that_cannot_be_loaded_says_why(
     with pytest.raises(TargetError, match="pycuda is installed, but cannot be loaded"):
         device_buffers.open_stream()
     assert gpu.log == []
+
+
+# Engines that were built before: kept ones, and given ones
+
+
+@pytest.fixture
+def plan(gpu: FakeGpu, model: onnx.ModelProto) -> bytes:
+    """What the fake builds from the model."""
+    built = bytes(engine_from_onnx(model.SerializeToString()))
+    gpu.log.clear()
+    return built
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """A process of its own would not have the fake: test_tensorrt_plan.py has real ones."""
+    plans: list[bytes] = []
+    monkeypatch.setattr(tensorrt_runner, "probe_plan", plans.append)
+    return plans
+
+
+def test_a_kept_engine_is_run_in_place_of_a_new_one(
+    gpu: FakeGpu, model: onnx.ModelProto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        with TensorRTRunner(model.SerializeToString(), cache=tmp_path) as runner:
+            close_to(runner, model, images_of(2))
+    assert gpu.log.count("build") == 1
+    assert gpu.log.count("deserialize") == 2
+    (kept,) = tmp_path.glob("*.plan")
+    kept.write_bytes(b"junk")
+    with TensorRTRunner(model.SerializeToString(), cache=tmp_path) as runner:
+        close_to(runner, model, images_of(2))
+    assert gpu.log.count("build") == 2
+    assert "not what its sidecar describes" in caplog.text
+
+
+def test_a_given_plan_is_probed_and_run(
+    gpu: FakeGpu, model: onnx.ModelProto, plan: bytes, probed: list[bytes]
+) -> None:
+    given = GivenPlan(content=plan, sha256=sha256_of(plan), compute_capabilities=("8.9", "9.0"))
+    with TensorRTRunner(model.SerializeToString(), plan=given) as runner:
+        close_to(runner, model, images_of(2))
+    assert "build" not in gpu.log
+    assert probed == [plan]
+
+
+@pytest.mark.parametrize(
+    ("digest", "capabilities", "kind", "words"),
+    [
+        ("0" * 64, ("9.0",), ArtifactError, "its SHA-256 differs"),
+        ("", ("8.6", "8.9"), TargetError, "for GPUs of .* 8.6, 8.9, and Fake GPU has 9.0"),
+    ],
+    ids=["swapped", "for another GPU"],
+)
+def test_another_plan_is_refused_before_it_is_deserialized(
+    gpu: FakeGpu,
+    model: onnx.ModelProto,
+    plan: bytes,
+    probed: list[bytes],
+    digest: str,
+    capabilities: tuple[str, ...],
+    kind: type[HwnasError],
+    words: str,
+) -> None:
+    given = GivenPlan(
+        content=plan, sha256=digest or sha256_of(plan), compute_capabilities=capabilities
+    )
+    with pytest.raises(kind, match=words) as caught:
+        TensorRTRunner(model.SerializeToString(), plan=given).activate()
+    assert "hwnas rebuild" in caught.value.hint
+    assert gpu.log == []
+    assert probed == []
 
 
 # The timing cache, which TensorRT for RTX does not use: so by the fake
