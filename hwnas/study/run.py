@@ -255,9 +255,9 @@ def _collect(goals: Sequence[Goal], schedule: Schedule, out: Path) -> None:
     from hwnas.core.artifacts import write_atomically
     from hwnas.core.decoding import encode_json, read_json
     from hwnas.study.collect import arm_figures
+    from hwnas.study.dependencies import training_images
     from hwnas.study.gather import failure_path, result_path
     from hwnas.study.records import ArmSeed
-    from hwnas.study.workshop import training_images
 
     for goal in goals:
         path = result_path(out, goal.arm.name, goal.seed)

@@ -9,11 +9,18 @@ it, and a study whose settings were edited does anew only what they touch.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 from hwnas.core.artifacts import MANIFEST
+from hwnas.study.dependencies import (
+    data_of,
+    needs_search,
+    plain,
+    settings_of,
+    space_of,
+    teacher_inputs,
+)
 from hwnas.study.work import Work, key_of
 
 if TYPE_CHECKING:
@@ -21,8 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hwnas.core.progress import Progress
-    from hwnas.data.sources import DataConfig
-    from hwnas.space.chain_space import ChainSpace
     from hwnas.stages.config import RunConfig
     from hwnas.study.plan import Arm, Study, StudyThreat
 
@@ -143,7 +148,7 @@ class Workshop:
     def _teacher(self, config: RunConfig) -> Work:
         from hwnas.stages.teacher import make_teacher, teacher_settings
 
-        key = key_of("teacher", teacher_settings(config) | _teacher_inputs(config))
+        key = key_of("teacher", teacher_settings(config) | teacher_inputs(config))
         path = self._path(key)
         return self._work(
             key,
@@ -169,9 +174,9 @@ class Workshop:
             )
             return _Table(path=path, key=sha256_of_file(path), works=())
         depends_on = {
-            "target": _plain(config.target),
-            "space": _plain(space.spec),
-            "table": _plain(config.table),
+            "target": plain(config.target),
+            "space": plain(space.spec),
+            "table": plain(config.table),
             "seed": config.seed,
         }
         key = key_of("table", depends_on)
@@ -188,7 +193,9 @@ class Workshop:
     def _search(self, config: RunConfig, table: _Table, teacher: Work) -> Work:
         from hwnas.stages.search import make_search
 
-        depends_on = _settings(config, "data", "threat", "budget", "search") | {"table": table.key}
+        depends_on = settings_of(config, "data", "threat", "budget", "search") | {
+            "table": table.key
+        }
         key = key_of("search", depends_on, [teacher.key])
         path = self._path(key)
         return self._work(
@@ -200,9 +207,9 @@ class Workshop:
         )
 
     def _derived(self, config: RunConfig, table: _Table, search: Work) -> Work:
-        depends_on = _settings(config, "budget") | {
+        depends_on = settings_of(config, "budget") | {
             "table": table.key,
-            "timing": _plain(config.table.network_timing),
+            "timing": plain(config.table.network_timing),
             "measured": self._study.settings.measure == "both",
         }
         key = key_of("derive", depends_on, [search.key])
@@ -239,7 +246,7 @@ class Workshop:
 
         check_architecture(arm.genotype, space_of(config))
         tutored = search if config.search.tutors == "searched" else None
-        depends_on = _settings(config, "budget") | {
+        depends_on = settings_of(config, "budget") | {
             "table": table.key,
             "genotype": arm.genotype,
             "tutors": config.search.tutors,
@@ -270,7 +277,9 @@ class Workshop:
 
         begun = search if config.train.init == "supernet" else None
         needs = (genotype, teacher, *([begun] if begun else []))
-        key = key_of("train", _settings(config, "data", "threat", "train"), [n.key for n in needs])
+        key = key_of(
+            "train", settings_of(config, "data", "threat", "train"), [n.key for n in needs]
+        )
         path = self._path(key)
         return self._work(
             key,
@@ -296,7 +305,7 @@ class Workshop:
         check_name(name)
         check_handcrafted(config, arm.name)
         teacher = self._teacher(self._study.teacher_config_of(arm, config.seed))
-        depends_on = _settings(config, "data", "threat", "train") | {
+        depends_on = settings_of(config, "data", "threat", "train") | {
             "network": name,
             "width": arm.width,
             "tutors": config.search.tutors,
@@ -321,9 +330,9 @@ class Workshop:
         judge = replace(self._study.judge, attacks=threat.attacks)
         depends_on = {
             "seed": config.seed,
-            "data": _data_of(config.data).key,
-            "threat": _plain(threat.model),
-            "judge": _plain(judge),
+            "data": data_of(config.data).key,
+            "threat": plain(threat.model),
+            "judge": plain(judge),
         }
         key = key_of("attacks", depends_on, [trained.key])
         path = self._path(key)
@@ -365,75 +374,3 @@ class Workshop:
 
     def _path(self, key: str) -> Path:
         return self._out / WORK / key
-
-
-def needs_search(config: RunConfig) -> bool:
-    """Say whether training a given network takes something from a search."""
-    return config.search.tutors == "searched" or config.train.init == "supernet"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Data:
-    """What must be known of images before they are used."""
-
-    image_shape: tuple[int, int, int]
-    classes: int
-    train: int
-    key: dict[str, Any]
-
-
-@functools.cache
-def _data_of(config: DataConfig) -> _Data:
-    from hwnas.data.sources import load_data
-    from hwnas.stages.artifacts import data_inputs
-
-    data = load_data(config)
-    return _Data(
-        image_shape=data.image_shape,
-        classes=len(data.class_names),
-        train=len(data.train),
-        key={**_plain(config), **data_inputs(config)},
-    )
-
-
-def training_images(config: RunConfig) -> int:
-    """Return how many images an epoch of an arm's training goes through."""
-    return _data_of(config.data).train
-
-
-def space_of(config: RunConfig) -> ChainSpace:
-    """Return the space of an arm, for the images of its data."""
-    from hwnas.space.registry import space_from_spec
-    from hwnas.space.spec import space_spec
-    from hwnas_profilers.targets import parse_target
-
-    data = _data_of(config.data)
-    spec = space_spec(config.space.name, image_shape=data.image_shape, classes=data.classes)
-    return space_from_spec(spec, dtype=parse_target(config.target.name).runtime.precision)
-
-
-def _settings(config: RunConfig, *sections: str) -> dict[str, Any]:
-    """Return some sections as plain data, the seed, and the content of the images."""
-    chosen: dict[str, Any] = {name: _plain(getattr(config, name)) for name in sections}
-    if "data" in sections:
-        chosen["data"] = _data_of(config.data).key
-    return {"seed": config.seed, **chosen}
-
-
-def _teacher_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the hashes of the files that a teacher is made from."""
-    from pathlib import Path
-
-    from hwnas.core.artifacts import sha256_of_file
-    from hwnas.distill.teacher_sources import source_inputs
-
-    inputs = dict(source_inputs(config.teacher.source))
-    if config.teacher.weights:
-        inputs["weights"] = sha256_of_file(Path(config.teacher.weights))
-    return inputs | {"images": str(_data_of(config.data).key)}
-
-
-def _plain(value: object) -> Any:
-    import msgspec
-
-    return msgspec.to_builtins(value)
