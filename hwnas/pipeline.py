@@ -145,10 +145,12 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     make_network(
         config, out / GENOTYPE_FILE, out / TEACHER, out / SEARCH, out / NETWORK, progress=progress
     )
-    make_engine(out / NETWORK, out / ENGINE, verify=config.verify, progress=progress)
+    make_engine(
+        out / NETWORK, out / ENGINE, verify=config.verify, settings=config.export, progress=progress
+    )
     verification = _verify(out, progress)
     page = Path(report(out).report)
-    bundle = _bundle(config_path, out, page, progress)
+    bundle = _bundle(config_path, config, out, verification, page, progress)
     summary = _summary(verification, out, bundle, page)
     write_atomically(out / SUMMARY_FILE, encode_json(summary, indent=2))
     try:
@@ -261,14 +263,32 @@ def _verify(out: Path, progress: Progress) -> Verification:
     return result.verification
 
 
-def _bundle(config: Path, out: Path, page: Path, progress: Progress) -> Path:
-    """Gather what is handed over, or find it gathered: engine, verification and report."""
+def _bundle(
+    config_path: Path,
+    config: RunConfig,
+    out: Path,
+    verification: Verification,
+    page: Path,
+    progress: Progress,
+) -> Path:
+    """Gather what is handed over, or find it gathered: engines, verification and report."""
     import shutil
 
-    from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
+    from hwnas.core.artifacts import (
+        CHECKSUMS,
+        MANIFEST,
+        ManifestDraft,
+        new_artifact,
+        sha256_of_file,
+    )
+    from hwnas.core.decoding import encode_json, read_json
+    from hwnas.deploy.engines import engine_card
+    from hwnas.deploy.figures import with_figures
+    from hwnas.deploy.records import ENGINES_FOLDER, SIDECAR_FILE
+    from hwnas.stages import bundle as files
     from hwnas.stages.artifacts import is_current
-    from hwnas.stages.bundle import ENGINE_FILES, REPORT_FILE, VERIFICATION_FILE
     from hwnas.stages.calls import call_text
+    from hwnas.stages.engines import finish_bundle
 
     inputs = {
         "engine": sha256_of_file(out / ENGINE / MANIFEST),
@@ -279,13 +299,19 @@ def _bundle(config: Path, out: Path, page: Path, progress: Progress) -> Path:
         progress.say(f"bundle: {out / BUNDLE} is finished already")
         return out / BUNDLE
     draft = ManifestDraft(
-        kind="export", call=call_text("run", config=config, out=out), inputs=inputs
+        kind="export", call=call_text("run", config=config_path, out=out), inputs=inputs
     )
+    # Written anew: they list or copy what changes.
+    anew = shutil.ignore_patterns(MANIFEST, CHECKSUMS, files.SBOM_FILE, files.TRITON_FOLDER)
     with new_artifact(out / BUNDLE, draft, checksums=True) as folder:
-        for name in ENGINE_FILES:
-            shutil.copyfile(out / ENGINE / name, folder / name)
-        shutil.copyfile(out / VERIFIED / VERIFICATION_FILE, folder / VERIFICATION_FILE)
-        shutil.copyfile(page, folder / REPORT_FILE)
+        shutil.copytree(out / ENGINE, folder, ignore=anew, dirs_exist_ok=True)
+        main = read_json(folder / files.CARD_FILE, files.ModelCard).target
+        card = with_figures(engine_card(folder, main), verification)
+        sidecar = folder / ENGINES_FOLDER / main / SIDECAR_FILE
+        sidecar.write_bytes(encode_json(card, indent=2))
+        shutil.copyfile(out / VERIFIED / files.VERIFICATION_FILE, folder / files.VERIFICATION_FILE)
+        shutil.copyfile(page, folder / files.REPORT_FILE)
+        finish_bundle(folder, card, triton=config.export.triton)
     return out / BUNDLE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hwnas.core.artifacts import sha256_of
@@ -10,7 +11,7 @@ from hwnas.core.decoding import read_json
 from hwnas.core.environment import this_device
 from hwnas.core.errors import ArtifactError, ConfigError, TargetError, nearest
 from hwnas.core.progress import SILENT
-from hwnas.deploy.plans import plan_mismatch, plan_place
+from hwnas.deploy.plans import given_plan, plan_mismatch, plan_place
 from hwnas.deploy.records import ENGINES_FOLDER, SIDECAR_FILE, EngineCard
 from hwnas_profilers.targets import parse_target, require_target
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hwnas.core.progress import Progress
     from hwnas.deploy.plans import PlanPlace
     from hwnas_export.runner import Runner
+    from hwnas_export.tensorrt_plan import GivenPlan
 
 
 def engine_cards(bundle: Path) -> tuple[EngineCard, ...]:
@@ -59,16 +61,31 @@ def open_runner(bundle: Path, card: EngineCard, *, progress: Progress = SILENT) 
         TargetError: The engine cannot run here; a plan of TensorRT also where it is for another
             GPU or version.
     """
-    model = _checked(bundle / card.model, card.model_sha256)
+    model = model_of(bundle, card)
+    plan = None
     if card.plan:
-        _checked(bundle / card.plan, card.plan_sha256)
+        plan = given_plan(card, _checked(bundle / card.plan, card.plan_sha256))
         require_target(card.target)
         _check_plan_fits(bundle, card, plan_place())
     elif foreign := made_elsewhere(card):
         progress.say(f"{foreign}: `hwnas rebuild {bundle} --out NEW` chooses anew")
     return runner_for(
-        card.target, model, threads=card.threads, session=card.session, batches=card.batches
+        card.target,
+        model,
+        threads=card.threads,
+        session=card.session,
+        batches=card.batches,
+        plan=plan,
     )
+
+
+def model_of(bundle: Path, card: EngineCard) -> bytes:
+    """Return an engine's ONNX model, its hash checked.
+
+    Raises:
+        ArtifactError: It is missing, or not the one that the sidecar describes.
+    """
+    return _checked(bundle / card.model, card.model_sha256)
 
 
 def made_elsewhere(card: EngineCard) -> str:
@@ -90,6 +107,7 @@ def runner_for(
     threads: int = 1,
     session: Mapping[str, str] | None = None,
     batches: tuple[int, int, int] | None = None,
+    plan: GivenPlan | None = None,
 ) -> Runner:
     """Make the runner of an ONNX model on a target of this machine, not yet active.
 
@@ -99,6 +117,7 @@ def runner_for(
         threads: Threads within an operator, on a CPU.
         session: Settings of ONNX Runtime's session; empty for the usual ones.
         batches: Smallest, most frequent and largest batch, for TensorRT; None for its defaults.
+        plan: What TensorRT runs; None builds one.
 
     Raises:
         TargetError: The target is unknown, cannot be used here, or takes no ONNX model.
@@ -115,10 +134,13 @@ def runner_for(
         raise ConfigError(
             f"target `{target}` has no settings of a session, as in: {', '.join(session)}"
         )
-    if name == "TensorRTRunner" and batches is not None:
-        from hwnas_export.tensorrt_engine import EngineSettings
+    if name == "TensorRTRunner":
+        from hwnas_export.tensorrt_engine import DEFAULT_SETTINGS
 
-        options["settings"] = EngineSettings(batches=batches)
+        settings = (
+            DEFAULT_SETTINGS if batches is None else replace(DEFAULT_SETTINGS, batches=batches)
+        )
+        options |= {"settings": settings, "plan": plan}
     runner: Runner = getattr(importlib.import_module(module), name)(model, **options)
     return runner
 

@@ -1,4 +1,4 @@
-"""The bundle: an engine with everything that is needed to run it, rebuild it and check it."""
+"""The bundle: engines with everything that is needed to run, rebuild and check them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from hwnas.core.decoding import read_json
 from hwnas.core.errors import ConfigError, InputFileError
 from hwnas.core.weights import read_weights
 from hwnas.data.sources import DataConfig
+from hwnas.deploy.making import SOURCE_FILE
+from hwnas.deploy.records import LeftOut
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.records import Derivation, Resources, budgets_of, read_derivation
 from hwnas.space.registry import space_from_spec
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
     from hwnas.search.budget import Budgets
     from hwnas.space.supernet import SlimNetwork
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE = SOURCE_FILE
 WEIGHTS_FILE = "weights.safetensors"
 GENOTYPE_FILE = "genotype.json"
 CARD_FILE = "card.json"
 PARITY_FILE = "parity.json"
 VERIFICATION_FILE = "verification.json"
 REPORT_FILE = "report.html"
+SBOM_FILE = "sbom.cdx.json"
+TRITON_FOLDER = "triton"
 ENGINE_FILES = (MODEL_FILE, WEIGHTS_FILE, GENOTYPE_FILE, CARD_FILE, PARITY_FILE)
 SCHEMA = 1
 
@@ -42,7 +46,9 @@ class ModelCard:
     """What one must know to run an engine and to judge it.
 
     Attributes:
-        target: What it was searched, exported and measured for.
+        target: The engine that the budget is for, and that is verified where no other is named:
+            the one for the target that the network was searched for, or, where that was left out,
+            the one in FP32 in its place. `genotype.json` names what it was searched for.
         threads: Threads within an operator.
         opset: ONNX opset of `model.onnx`.
         input_name: Name of its input, float32 (batch, channels, height, width).
@@ -62,6 +68,7 @@ class ModelCard:
         seed: Seed of the run.
         resources: What it takes besides time as the table predicted it, and its bounds; None in
             bundles that did not know of it.
+        left_out: Engines that were made and left out, as they are no faster than those in FP32.
     """
 
     target: str
@@ -83,7 +90,13 @@ class ModelCard:
     table_sha256: str
     seed: int
     resources: Resources | None = None
+    left_out: tuple[LeftOut, ...] = ()
     schema: int = SCHEMA
+
+    @property
+    def batch(self) -> int:
+        """Images per call that its budget is for."""
+        return self.resources.batch if self.resources else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hwnas.core.errors import ConfigError, TargetError
+from hwnas_profilers.targets import RUNTIMES
 
 if TYPE_CHECKING:
     from hwnas.data.images import ImageData
 
 
-DEPLOYED = ("onnxruntime-cpu",)
+DEPLOYED = tuple(name for name, runtime in RUNTIMES.items() if runtime.takes == "onnx")
 """Targets that bundles are made and verified for."""
 
 
@@ -23,7 +24,7 @@ def check_deployable(target: str) -> None:
     if target not in DEPLOYED:
         raise TargetError(
             f"no bundle can be made for target `{target}`: it can be profiled, not deployed",
-            hint=f"use a table of {' or '.join(DEPLOYED)}",
+            hint=f"use a table of one of {', '.join(DEPLOYED)}",
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hwnas.core.decoding import decode_toml
 from hwnas.core.errors import ConfigError
 from hwnas.data.sources import DataConfig
+from hwnas.deploy.settings import ExportSettings
 from hwnas.robustness.threat import ThreatModel
 from hwnas.search.budget import Budgets
 from hwnas.search.feasible import latency_range_ms, with_finite_latency
@@ -158,6 +159,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    export: ExportSettings = field(default_factory=ExportSettings)
     verify: VerifySettings = field(default_factory=VerifySettings)
 
     def __post_init__(self) -> None:
