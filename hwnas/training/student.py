@@ -15,7 +15,7 @@ from hwnas.distill.attention import attention_distances, attention_loss, attenti
 from hwnas.training.fit import FitSettings, check_fit_settings, fit
 from hwnas.training.loop import check_rates
 from hwnas.training.precision import in_precision
-from hwnas.training.robust import RobustMethod, robust_loss
+from hwnas.training.robust import NEEDS_TEACHER, RobustMethod, robust_loss
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,9 +155,10 @@ class _Student:
             taps.clear()  # those of the last pass count, whatever an attack ran before it
             return self.forward(batch, taps=taps)
 
+        logits: Tensor | None = None
         if self.has_tutors:
             logits, teacher_maps = self.teacher.observe(images)
-        else:
+        elif attack.method in ("none", *NEEDS_TEACHER):  # the others do not ask for its predictions
             logits = self.teacher.logits(images)
         losses = robust_loss(
             attack.method,

@@ -195,6 +195,21 @@ def test_without_tutors_no_layer_is_looked_at_and_nothing_else_changes(
     )
 
 
+@pytest.mark.parametrize("robust", ["fast-at", "pgd-at", "trades"])
+def test_a_teacher_that_nothing_is_learned_from_is_not_run(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, robust: Any
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("the teacher was run")
+
+    monkeypatch.setattr(type(setting.teacher), "logits", refuse)
+    monkeypatch.setattr(type(setting.teacher), "observe", refuse)
+    config = replace(CONFIG, robust=robust, epochs=1)
+    tutors = without_tutors(setting)
+    history = setting.train(setting.student(), tmp_path / "c", config, tutors=tutors)
+    assert history[0]["loss"] > 0
+
+
 def test_tutors_may_be_weighed_against_each_other(setting: Setting, tmp_path: Path) -> None:
     """A layer that learns from all alike is at the mean of what it is with each alone."""
     config = replace(CONFIG, robust="none", epochs=1, batch=96)  # one step: the first loss
