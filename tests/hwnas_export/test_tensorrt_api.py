@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
+import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -127,6 +130,48 @@ def test_the_bindings_have_every_name() -> None:
         wanted = (*TRT_NAMES, *TRT_OPTIONAL_NAMES) if "rtx" in name else TRT_NAMES
         assert [each for each in wanted if not has(module, each)] == []
         assert not has(module, "Builder.create_nothing")
+
+
+RECORDS: dict[str, dict[str, str]] = json.loads(
+    Path(__file__).with_name("tensorrt_names.json").read_bytes()
+)
+"""Members by class of each version: taken from its bindings by record_tensorrt_names.py."""
+
+
+def recorded(members: dict[str, str], name: str) -> bool:
+    owner, _, last = name.rpartition(".")
+    return last in members.get(owner, "").split() if owner else name in members
+
+
+def test_the_versions_that_boards_and_packages_have_are_recorded() -> None:
+    kinds = [re.sub(r"(\d+)\.(\d+)\..*", r"\1.\2", record) for record in sorted(RECORDS)]
+    assert kinds == ["tensorrt 10.16", "tensorrt 10.3", "tensorrt 11.4", "tensorrt_rtx 1.7"]
+
+
+@pytest.mark.parametrize("version", RECORDS)
+def test_every_version_has_every_name(version: str) -> None:
+    members = RECORDS[version]
+    wanted = (*TRT_NAMES, *TRT_OPTIONAL_NAMES) if "rtx" in version else TRT_NAMES
+    missing = [name for name in wanted if not recorded(members, name)]
+    assert [name for name in missing if name != "__version__"] == []
+    # The record is of what there is, and not of what we would like there to be.
+    assert not recorded(members, "Builder.create_nothing")
+    assert recorded(members, "BuilderFlag.FP16") == (
+        "tensorrt 11" not in version and "rtx" not in version
+    )
+
+
+@pytest.mark.tensorrt
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_is_recorded_is_what_is_installed() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs bindings that can be imported here")
+    module = importlib.import_module("tensorrt_rtx")
+    members = RECORDS.get(f"tensorrt_rtx {module.__version__}")
+    if members is None:
+        pytest.skip(f"tensorrt_rtx {module.__version__} has no record")
+    for owner, names in members.items():
+        found = functools.reduce(getattr, owner.split("."), module)
+        assert names.split() == [each for each in dir(found) if not each.startswith("_")]
 
 
 def modules(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
