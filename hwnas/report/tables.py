@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hwnas.search.records import Derivation
     from hwnas.space.genotype import Genotype
     from hwnas.verify.gates import Gate
+    from hwnas.verify.records import Verification
     from hwnas_profilers.records import ErrorFigures
 
 PREDICTORS = {
@@ -74,7 +75,8 @@ def facts(run: RunFiles, unit: TimeUnit) -> list[Fact]:
             value=unit.text_us(latency.median_us),
             note=f"95 % interval {fixed(unit.value_us(latency.low_us), 1)}{DASH}"
             f"{unit.text_us(latency.high_us)}, n = {latency.n}; "
-            f"{percent(abs(over))} {'over' if over > 0 else 'under'} budget",
+            f"{percent(abs(over))} {'over' if over > 0 else 'under'} budget"
+            f"{_tail_and_throughput(found, unit)}",
         )
     return [
         measured,
@@ -108,6 +110,17 @@ def facts(run: RunFiles, unit: TimeUnit) -> list[Fact]:
             note=_size(derivation),
         ),
     ]
+
+
+def _tail_and_throughput(found: Verification, unit: TimeUnit) -> str:
+    if found.speed is None:
+        return ""
+    tail, batches = found.speed.tail, found.speed.throughput
+    rates = ", ".join(f"{large(round(each.images_per_s))} ({each.batch})" for each in batches)
+    return (
+        f"; 99 % of {tail.n} single calls within {unit.text_us(tail.p99_us)}; images per second "
+        f"(batch): {rates}"
+    )
 
 
 def _estimated(derivation: Derivation) -> str:
@@ -150,7 +163,7 @@ def accuracy_rows(run: RunFiles) -> list[AccuracyRow]:
     threat, box = found.threat, found.black_box
     attack = f"PGD-{threat.steps}, {threat.restarts} restart{'s' * (threat.restarts > 1)}"
     queries = found.settings.square_queries
-    return [
+    rows = [
         _accuracy_row("clean", found.clean_accuracy.twin, found.clean_accuracy.engine),
         _accuracy_row(
             f"{attack}: crafted on the twin, replayed on the engine",
@@ -160,6 +173,14 @@ def accuracy_rows(run: RunFiles) -> list[AccuracyRow]:
         _accuracy_row(f"Square, up to {queries} queries per image", None, box.square),
         _accuracy_row("worst case over replay and Square", None, box.worst_case),
     ]
+    if found.adaptive is not None:
+        own = found.adaptive
+        made = f"replay, then APGD-{own.steps} made for each, by the gradients of {own.gradients}"
+        rows += [
+            _accuracy_row(made, own.twin, own.adaptive),
+            _accuracy_row("worst case over all attacks", None, own.worst_case),
+        ]
+    return rows
 
 
 def _accuracy_row(name: str, twin: Accuracy | None, engine: Accuracy) -> AccuracyRow:

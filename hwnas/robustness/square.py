@@ -1,7 +1,7 @@
 """Square on an array function: it asks for scores alone, so it can query a compiled engine itself.
 
-The attack is that of `attacks.square`, in l_inf. A tie counts as argmax counts it, and NaN as a
-failure of the model.
+The attack is that of `attacks.square`. A tie counts as argmax counts it, and NaN as a failure of
+the model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from hwnas.core.errors import ConfigError
 from hwnas.core.progress import SILENT
-from hwnas.robustness.attacks.square import square_linf
+from hwnas.robustness.attacks.square import square_l2, square_linf
 from hwnas.robustness.evaluate import predictions_of
 from hwnas.robustness.threat import check_images
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwnas.core.progress import Progress, Task
-    from hwnas.robustness.threat import Eps
+    from hwnas.robustness.threat import Eps, Norm
 
     Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -57,6 +57,7 @@ def square(
     eps: Eps,
     queries: int,
     seed: int,
+    norm: Norm = "linf",
     progress: Progress = SILENT,
 ) -> SquareResult:
     """Attack an array function by its scores alone.
@@ -68,6 +69,7 @@ def square(
         eps: The ball's radius in pixel units.
         queries: The most queries per sample.
         seed: Seed of the random squares.
+        norm: The ball's norm.
         progress: Told of each query, of all samples together.
 
     Raises:
@@ -92,16 +94,18 @@ def square(
         for number, start in enumerate(starts):
             rows = right[start : start + _SAMPLES_AT_ONCE]
             scores, ticks = _Scores(predict), _Ticks(task)
-            points = square_linf(
-                scores,
-                torch.from_numpy(images[rows]),
-                torch.from_numpy(labels[rows]),
-                eps=eps,
-                queries=queries,
-                span=queries,
-                generator=torch.Generator().manual_seed(seed + number),
-                tick=ticks,
-            ).numpy()
+            chosen = torch.from_numpy(images[rows]), torch.from_numpy(labels[rows])
+            begin = seed + number
+            if norm == "linf":
+                found = square_linf(
+                    scores, *chosen, eps=eps, queries=queries, span=queries, tick=ticks,
+                    generator=torch.Generator().manual_seed(begin),
+                )  # fmt: skip
+            else:
+                found = square_l2(
+                    scores, *chosen, eps=eps, queries=queries, span=queries, tick=ticks, seed=begin
+                )
+            points = found.numpy()
             attacked[rows] = points
             broken[rows] = predictions_of(predict(points)) != labels[rows]
             asked += scores.asked + len(rows)

@@ -1,54 +1,90 @@
-"""`hwnas verify`: the engine itself against its budget, its twin and its attackers."""
+"""`hwnas verify`: engines themselves against their budget, their twin and their attackers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from hwnas.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hwnas.search.records import Resources
     from hwnas.verify.verification import Verification
-    from hwnas_export.memory import ModelMemory
-    from hwnas_export.runner import Runner
-    from hwnas_profilers.records import EnergyStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """What was found on a bundle's engine.
+    """What was found on the engines of a bundle, or on one engine.
 
     Attributes:
-        bundle: Its folder.
-        passed: Whether every gate was passed.
-        verification: The figures and gates.
+        bundle: The bundle's folder, or the file of the engine.
+        passed: Whether every gate of every engine that could run here was passed.
+        verification: Figures and gates of the network's own engine, or of the first that was
+            verified.
+        others: By target, figures and gates of the bundle's other engines.
+        not_verified: By target, why an engine could not be verified here: it neither passed nor
+            failed.
     """
 
     bundle: str
     passed: bool
     verification: Verification
+    others: dict[str, Verification] = field(default_factory=dict)
+    not_verified: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def engines(self) -> dict[str, Verification]:
+        """All that were verified, by target."""
+        return {self.verification.engine: self.verification, **self.others}
 
 
 def verify(
-    bundle: Path,
+    bundle: Path | None = None,
     *,
+    target: str | None = None,
+    reference: Path | None = None,
+    engine: Path | None = None,
+    data: str | None = None,
+    weights: Path | None = None,
+    config: Path | None = None,
+    eps: str | None = None,
+    norm: Literal["linf", "l2"] | None = None,
+    steps: int | None = None,
+    n: int | None = None,
+    budget_ms: float | None = None,
+    threads: int = 1,
     out: Path | None = None,
     relative_width: float = 0.005,
     progress: Progress = SILENT,
 ) -> VerifyResult:
-    """Check a bundle's engine: parity, latency, accuracy and robustness.
+    """Check engines: parity, speed, accuracy and robustness after export.
 
-    The test images, which nothing before has seen, are run through the engine and its PyTorch twin:
-    as they are, as adversarial examples crafted on the twin, and through a black-box attack on the
-    engine itself. The engine's latency is measured here, on this machine, and its memory counted
-    from its own graph. Each budget that it was derived under is a gate.
+    Of a bundle every engine that can run here is checked, the network's own first; those that
+    cannot are named. Without a bundle, any ONNX file is checked against the model that it was made
+    from, e.g. after it was quantized. Test images are run through engine and reference: as they
+    are, as adversarial examples crafted on the reference, through a black-box attack on the engine
+    itself, and through attacks by gradients that are made for it. The latency is measured on this
+    machine. A gate that fails makes the command exit with 3.
 
     Args:
-        bundle: Folder that `hwnas export` or `hwnas run` wrote.
-        out: Where to write the figures as JSON; by default nowhere.
+        bundle: Folder that `hwnas export` or `hwnas run` wrote; without it, `reference` and
+            `engine` are given.
+        target: Of a bundle, the one engine to check. Of `engine`, the runtime that it is run with;
+            by default ONNX Runtime on the CPU.
+        reference: What the engine was made from: an ONNX file, FILE.py:callable,
+            package.module:callable, a .pt2 file, or a folder of a trained network.
+        engine: The ONNX file to check.
+        data: Images of `reference`: digits, cifar10:FOLDER or npz:FILE; their test split is used.
+        weights: Trained weights (safetensors) of a reference that code builds.
+        config: TOML file of `hwnas run`; its [data], [threat] and [verify] are used.
+        eps: Bound of the perturbation in pixel units, e.g. 8/255.
+        norm: Its norm.
+        steps: Gradient steps of the attack on the reference.
+        n: Test images, drawn at random; all by default.
+        budget_ms: Bound on the latency of `engine`; a bundle has its own.
+        threads: Threads within an operator, for `engine`; a bundle says its own.
+        out: Where to write the result as JSON; by default nowhere.
         relative_width: The latency is known well enough once the 95 % interval of its median is
             narrower than this share of the median.
         progress: Where to report.
@@ -57,81 +93,76 @@ def verify(
         The figures and gates.
 
     Raises:
+        ConfigError: Neither a bundle nor reference and engine are given, or both are; or the data
+            does not fit the engine.
         ArtifactError: The bundle is none, or a file of it was changed.
+        TargetError: The target is unknown, or no engine can run here.
+        DataError: What an engine gives cannot be compared: probabilities, or other classes.
         GateFailedError: A gate was not passed. The figures are written, and are its `result`.
     """
     from hwnas.core.artifacts import write_atomically
     from hwnas.core.decoding import encode_json
     from hwnas.core.errors import GateFailedError
-    from hwnas.data.sources import load_data
-    from hwnas.stages.bundle import arrays_of, open_bundle
-    from hwnas.stages.checks import check_images_fit
-    from hwnas.verify.verification import verify_engine
-    from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
-    from hwnas_profilers.profiler import time_runner
+    from hwnas.stages.verify_bundle import verify_bundle
+    from hwnas.stages.verify_model import ModelToVerify
+    from hwnas.verify.gates import require_each
     from hwnas_profilers.timing import TimingSettings
 
-    settings = TimingSettings.for_networks(relative_width=relative_width)
-    opened = open_bundle(bundle)
-    card = opened.card
-    data = load_data(card.data)
-    check_images_fit(data, card.image_shape, len(card.class_names), what="the engine")
-    images, labels = arrays_of(data.test)
-    with OnnxRuntimeRunner(opened.model, threads=card.threads) as engine:
-        latency = time_runner(engine, settings=settings, progress=progress)
-        energy = _metered(engine, card.target, card.resources, progress)
-        verification = verify_engine(
-            twin=opened.twin,
+    of_model = {
+        "reference": reference, "engine": engine, "data": data, "weights": weights,
+        "config": config, "eps": eps, "norm": norm, "steps": steps, "n": n, "budget_ms": budget_ms,
+    }  # fmt: skip
+    _check_subject(bundle, of_model)
+    timing = TimingSettings.for_networks(relative_width=relative_width)
+    if bundle is not None:
+        result = verify_bundle(bundle, target, timing=timing, progress=progress)
+    else:
+        assert reference is not None
+        assert engine is not None
+        result = ModelToVerify(
+            reference=reference,
             engine=engine,
-            images=images,
-            labels=labels,
-            threat=card.threat,
-            budget_ms=card.budget_ms,
-            latency=latency,
-            budgets=opened.budgets,
-            memory=_memory(opened.model, card.resources),
-            energy=energy,
-            settings=card.verify,
-            progress=progress,
-        )
-    result = VerifyResult(bundle=str(bundle), passed=verification.passed, verification=verification)
+            weights=weights,
+            config=config,
+            data=data,
+            threat={"eps": eps, "norm": norm, "steps": steps},
+            n=n,
+            budget_ms=budget_ms,
+            target=target or "",
+            threads=threads,
+        ).verify(timing, progress)
     if out is not None:
-        write_atomically(out, encode_json(verification, indent=2))
+        write_atomically(out, encode_json(result, indent=2))
     try:
-        verification.require()
+        require_each({name: each.gates for name, each in result.engines.items()})
     except GateFailedError as error:
         error.result = result
         raise
     return result
 
 
-def _memory(model: bytes, resources: Resources | None) -> ModelMemory:
-    """Count what the engine's own model takes, at the batch that it was derived for."""
-    import onnx
+def _check_subject(bundle: Path | None, of_model: dict[str, object]) -> None:
+    from hwnas.core.errors import ConfigError
 
-    from hwnas_export.memory import memory_of_onnx
+    given = [name for name, value in of_model.items() if value is not None]
+    if bundle is None:
+        missing = [name for name in ("reference", "engine", "data") if name not in given]
+        if "config" in given or _knows_its_data(of_model["reference"]):
+            missing = [name for name in missing if name != "data"]
+        if missing:
+            raise ConfigError(
+                f"`{missing[0]}` is missing: there is no bundle to check",
+                hint="name a bundle, or --reference MODEL --engine FILE.onnx --data SOURCE",
+            )
+    elif given:
+        raise ConfigError(
+            f"`{given[0]}` is for an engine without a bundle: {bundle} holds its own",
+            hint=f"leave --{given[0].replace('_', '-')} out, or the bundle",
+        )
 
-    batch = resources.batch if resources else 1
-    return memory_of_onnx(onnx.load_model_from_string(model), batch=batch)
 
+def _knows_its_data(reference: object) -> bool:
+    """Say whether a reference is a folder of hwnas, which says what images it is for."""
+    from pathlib import Path
 
-def _metered(
-    engine: Runner, target: str, resources: Resources | None, progress: Progress
-) -> EnergyStatistics | None:
-    """Meter the engine where there is a budget on its energy; None where that cannot be done."""
-    import numpy as np
-
-    from hwnas.core.errors import MissingDependencyError, TargetError
-    from hwnas_profilers.energy import energy_meter_for, measure_energy_uj
-    from hwnas_profilers.profiler import normal_input
-    from hwnas_profilers.targets import parse_target
-
-    if resources is None or resources.energy_budget_mj is None:
-        return None
-    images = normal_input(engine, np.random.default_rng(0), resources.batch)
-    try:
-        meter = energy_meter_for(parse_target(target).runtime.device)
-        return measure_energy_uj(engine.sampler_on(images), meter)
-    except (TargetError, MissingDependencyError) as error:
-        progress.say(f"verify: the energy could not be metered: {error}")
-        return None
+    return isinstance(reference, Path) and reference.is_dir()

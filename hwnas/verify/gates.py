@@ -10,9 +10,9 @@ from hwnas.robustness import criteria
 from hwnas.verify.tolerances import Tolerances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Gate", "Tolerances", "at_least", "at_most", "gate_of_check", "require"]
+__all__ = ["Gate", "Tolerances", "at_least", "at_most", "gate_of_check", "require", "require_each"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +72,27 @@ def require(gates: Sequence[Gate]) -> None:
     Raises:
         GateFailedError: Names each failed gate with its figure, tolerance and meaning.
     """
-    failed = [gate for gate in gates if not gate.passed]
-    if failed:
-        lines = "".join(f"\n  {gate}\n    {gate.meaning}" for gate in failed)
+    require_each({"the engine": gates})
+
+
+def require_each(engines: Mapping[str, Sequence[Gate]]) -> None:
+    """Do nothing where all gates of all engines are passed.
+
+    Args:
+        engines: The gates of each engine, by what it is called.
+
+    Raises:
+        GateFailedError: Names each engine that failed, and each of its failed gates.
+    """
+    said = []
+    for name, gates in engines.items():
+        failed = [gate for gate in gates if not gate.passed]
+        if failed:
+            lines = "".join(f"\n  {gate}\n    {gate.meaning}" for gate in failed)
+            said.append(f"{name} failed {len(failed)} of {len(gates)} gates:{lines}")
+    if said:
         raise GateFailedError(
-            f"the engine failed {len(failed)} of {len(gates)} gates:{lines}",
+            "\n".join(said),
             hint="export the engine again from its twin; where the figures are what you accept, "
             "widen the tolerances of `verify`",
         )

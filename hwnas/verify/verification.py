@@ -1,155 +1,92 @@
-"""Check a compiled engine against its PyTorch twin: parity, latency, accuracy and robustness.
+"""Check a compiled engine against its reference: parity, speed, accuracy and robustness.
 
 The engine is attacked itself. What a conversion did to the network shows neither in its clean
 accuracy nor in the twin's robustness: adversarial examples of the twin are replayed on the engine,
-and a black box queries the engine directly. The docstring of each gate's tolerance says why it is
-there (`hwnas.verify.gates.Tolerances`).
+a black box queries it directly, and attacks by gradients are made for it. The docstring of each
+gate's tolerance says why it is there (`hwnas.verify.tolerances.Tolerances`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import time
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
 from hwnas.core.errors import ConfigError, DataError
 from hwnas.core.progress import SILENT
-from hwnas.robustness.evaluate import (
-    Accuracy,
-    logits_from_module,
-    logits_from_runner,
-    predictions_of,
-)
+from hwnas.robustness.attacks.lean import lean_copy
+from hwnas.robustness.evaluate import Accuracy, device_of, evaluating, predictions_of
 from hwnas.robustness.model_checks import refuse_probabilities
 from hwnas.robustness.pgd import attack_in_batches
 from hwnas.robustness.square import square
-from hwnas.robustness.threat import ThreatModel
-from hwnas.verify.gates import Gate, Tolerances, at_least, at_most, require
-from hwnas.verify.masking import MaskingSigns, masking_gates, masking_signs
-from hwnas.verify.parity import Parity, parity_of
-from hwnas_export.memory import ModelMemory
-from hwnas_profilers.records import EnergyStatistics, Statistics
+from hwnas.robustness.threat import ThreatModel, check_images
+from hwnas.verify.adaptive import Attacked, attack_adaptively
+from hwnas.verify.asking import asking, reference_logits
+from hwnas.verify.engine_gates import (
+    accuracy_gates,
+    adaptive_gates,
+    latency_gate,
+    parity_gates,
+    resource_gates,
+)
+from hwnas.verify.masking import masking_gates, masking_signs
+from hwnas.verify.parity import parity_of
+from hwnas.verify.records import (
+    Adaptive,
+    BlackBox,
+    TwinAndEngine,
+    Verification,
+    VerifySettings,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
-    from torch import nn
 
     from hwnas.core.progress import Progress
+    from hwnas.robustness.signs import MaskingSigns
+    from hwnas.robustness.square import Predict
     from hwnas.search.budget import Budgets
+    from hwnas.verify.speed import Speed
+    from hwnas_export.memory import ModelMemory
     from hwnas_export.runner import Runner
+    from hwnas_profilers.records import EnergyStatistics, Statistics
 
+__all__ = [
+    "Adaptive",
+    "BlackBox",
+    "TwinAndEngine",
+    "Verification",
+    "VerifySettings",
+    "verify_engine",
+]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifySettings:
-    """How an engine is verified.
-
-    Attributes:
-        square_queries: Queries of the black box per sample.
-        square_samples: Samples that it attacks, drawn at random; the first ones of a data set are
-            not a fair sample.
-        masking_samples: Samples for the checks of the attack itself.
-        batch: Images per call, where the engine's own batch is free.
-        seed: Seed of the draws and of the attacks.
-        tolerances: What each gate allows.
-    """
-
-    square_queries: int = 1000
-    square_samples: int = 1000
-    masking_samples: int = 128
-    batch: int = 128
-    seed: int = 0
-    tolerances: Tolerances = field(default_factory=Tolerances)
-
-    def __post_init__(self) -> None:
-        for name in ("square_queries", "square_samples", "masking_samples", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, not {self.seed}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TwinAndEngine:
-    """One figure for the PyTorch twin and for the engine, on the same samples."""
-
-    twin: Accuracy
-    engine: Accuracy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlackBox:
-    """Attacks on the engine itself, on a random subset. All accuracies are the engine's.
-
-    Attributes:
-        replay: Under the replayed adversarial examples of the twin.
-        square: Under Square alone.
-        worst_case: Right under both: what the engine may be said to be.
-        queries: Images that the engine was asked about.
-    """
-
-    replay: Accuracy
-    square: Accuracy
-    worst_case: Accuracy
-    queries: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What was found on an engine. A failed gate is data; `require` makes it an error.
-
-    Attributes:
-        engine: The runner's name, e.g. `onnxruntime-cpu`.
-        threat: The threat model of the attacks.
-        parity: Engine against twin on the clean images.
-        clean_accuracy: On the images as they are.
-        robust_accuracy: On adversarial examples crafted on the twin, all images.
-        adversarial_agreement: Share of equal predictions on them.
-        black_box: Attacks on the engine itself, on a subset.
-        masking: Checks of the white-box attack; None where eps is 0.
-        budget_ms: The latency budget, if one was given.
-        latency: The measured latency, if it was given.
-        settings: How it was verified.
-        gates: Each gate and how it came out.
-        memory: The engine's weights and peak of activations, counted; None where they were not.
-        energy: Its metered energy; None where it was not metered.
-    """
-
-    engine: str
-    threat: ThreatModel
-    parity: Parity
-    clean_accuracy: TwinAndEngine
-    robust_accuracy: TwinAndEngine
-    adversarial_agreement: float
-    black_box: BlackBox
-    masking: MaskingSigns | None
-    budget_ms: float | None
-    latency: Statistics | None
-    settings: VerifySettings
-    gates: tuple[Gate, ...]
-    memory: ModelMemory | None = None
-    energy: EnergyStatistics | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every gate was passed."""
-        return all(gate.passed for gate in self.gates)
-
-    def require(self) -> None:
-        """Raise GateFailedError, naming each failed gate, unless all were passed."""
-        require(self.gates)
+# What only gradients of the reference can check.
+_BY_GRADIENTS = (
+    "square_gap", "adaptive_gap", "adaptive_drop", "more_steps", "larger_eps", "unbounded_eps",
+    "attack_beats_noise",
+)  # fmt: skip
 
 
 def verify_engine(
     *,
-    twin: nn.Module,
+    twin: nn.Module | Predict,
     engine: Runner,
     images: NDArray[np.float32],
     labels: NDArray[np.int64],
     threat: ThreatModel,
+    precision: str = "fp32",
+    model: bytes | None = None,
     budget_ms: float | None = None,
     latency: Statistics | None = None,
+    speed: Speed | None = None,
     budgets: Budgets | None = None,
     memory: ModelMemory | None = None,
     energy: EnergyStatistics | None = None,
@@ -159,13 +96,18 @@ def verify_engine(
     """Verify an engine.
 
     Args:
-        twin: The network that the engine was made from. Its mode is left as it is.
+        twin: The network that the engine was made from; its mode is left as it is. Or an array
+            function that gives the reference's logits: then what is replayed are the examples that
+            a black box makes on it, and what needs gradients is left out and named.
         engine: An active runner, of a fixed or a free batch.
         images: float32, (N, channels, height, width), pixels in [0, 1], never trained on.
         labels: int64, (N,)
         threat: The threat model.
-        budget_ms: The latency budget; with `latency`, it is a gate.
-        latency: The engine's latency as measured on its target.
+        precision: The engine's; the defaults of the tolerances are those for it.
+        model: The engine's own ONNX model, from which a quantized one gets its gradients.
+        budget_ms: The latency budget; with `latency` or `speed`, it is a gate.
+        latency: The engine's latency as measured on its target; None takes that of `speed`.
+        speed: Its slowest calls and throughput, as measured there.
         budgets: Bounds on memory, weights and energy; each that is given is a gate, which what was
             not counted or metered does not pass. Its latency is not looked at.
         memory: What the engine's own model takes, as `memory_of_onnx` counts it.
@@ -174,228 +116,207 @@ def verify_engine(
         progress: Told of each image and query.
 
     Raises:
-        DataError: The images, labels or logits cannot be compared, or the twin gives probabilities.
-        ConfigError: The budget is no latency.
+        DataError: The images, labels or logits cannot be compared, or one of both gives
+            probabilities.
+        ConfigError: The budget is no latency, or the precision is unknown.
     """
     settings = settings or VerifySettings()
+    settings = replace(settings, tolerances=settings.tolerances.at_precision(precision))
     _check_budget(budget_ms)
-    _check_types(images, labels)
-    batch, seed, tolerances = settings.batch, settings.seed, settings.tolerances
-
-    twin_logits = logits_from_module(twin, images, batch=batch, progress=progress)
-    _check_labels(labels, twin_logits)
-    engine_logits = logits_from_runner(engine, images, batch=batch, progress=progress)
-    parity = parity_of(twin_logits, engine_logits)
-    refuse_probabilities(twin_logits)
-    clean = _accuracies(predictions_of(twin_logits), predictions_of(engine_logits), labels)
-
-    # Not stopped at the boundary: such points would test where the boundary lies to a hair's
-    # breadth, and the engine would seem to resist them.
-    attacked = attack_in_batches(
-        twin, images, labels, threat, batch=batch, seed=seed, stop_when_broken=False,
-        progress=progress,
-    )  # fmt: skip
-    twin_attacked = predictions_of(logits_from_module(twin, attacked, batch=batch))
-    engine_attacked = predictions_of(
-        logits_from_runner(engine, attacked, batch=batch, progress=progress)
-    )
-    robust = _accuracies(twin_attacked, engine_attacked, labels)
-    agreement = float(np.mean(twin_attacked == engine_attacked))
-
-    order = np.random.default_rng(seed).permutation(len(images))
-    chosen = order[: settings.square_samples]
-    found = square(
-        lambda part: logits_from_runner(engine, part, batch=batch),
-        images[chosen],
-        labels[chosen],
-        eps=threat.eps_pixels,
-        queries=settings.square_queries,
-        seed=seed,
-        progress=progress,
-    )
-    replayed_right = engine_attacked[chosen] == labels[chosen]
-    black_box = BlackBox(
-        replay=Accuracy.from_flags(replayed_right),
-        square=Accuracy.from_flags(~found.broken),
-        worst_case=Accuracy.from_flags(replayed_right & ~found.broken),
-        queries=found.queries,
-    )
+    _check_data(images, labels, engine)
+    with asking(engine, batch=settings.batch) as predict:
+        run = _Run(twin, predict, images, labels, threat, settings, progress)
+        run.compare_clean()
+        run.replay()
+        run.ask_by_scores()
+        run.ask_by_gradients(engine.name, model, precision)
+    tolerances = settings.tolerances
     gates = (
-        *_parity_gates(parity, tolerances),
-        *_accuracy_gates(clean, robust, agreement, black_box, tolerances),
+        *parity_gates(run.parity, tolerances),
+        *accuracy_gates(run.clean, run.robust, run.agreement, run.black_box, tolerances),
     )
-    masking: MaskingSigns | None = None
-    if threat.eps_pixels > 0:
-        few = order[: settings.masking_samples]
-        masking = masking_signs(
-            twin, images[few], attacked[few], labels[few], threat, batch=batch, seed=seed,
-            progress=progress,
-        )  # fmt: skip
-        gates += masking_gates(masking, tolerances)
+    if run.adaptive is not None:
+        gates += adaptive_gates(run.adaptive, tolerances)
+    if run.masking is not None:
+        gates += masking_gates(run.masking, tolerances)
+    latency = speed.latency if latency is None and speed is not None else latency
     if budget_ms is not None and latency is not None:
-        gates += (_latency_gate(budget_ms, latency, tolerances),)
+        gates += (latency_gate(budget_ms, latency, tolerances),)
     if budgets is not None:
-        gates += _resource_gates(budgets, memory, energy, tolerances)
+        gates += resource_gates(budgets, memory, energy, tolerances)
     return Verification(
         engine=engine.name,
         threat=threat,
-        parity=parity,
-        clean_accuracy=clean,
-        robust_accuracy=robust,
-        adversarial_agreement=agreement,
-        black_box=black_box,
-        masking=masking,
+        parity=run.parity,
+        clean_accuracy=run.clean,
+        robust_accuracy=run.robust,
+        adversarial_agreement=run.agreement,
+        black_box=run.black_box,
+        masking=run.masking,
         budget_ms=budget_ms,
         latency=latency,
         settings=settings,
         gates=gates,
         memory=memory,
         energy=energy,
+        precision=precision,
+        crafted=run.crafted,
+        adaptive=run.adaptive,
+        speed=speed,
+        left_out=run.left_out,
+        seconds=run.seconds,
     )
 
 
-def _parity_gates(parity: Parity, tolerances: Tolerances) -> tuple[Gate, ...]:
-    return (
-        at_most(
-            "finite_logits",
-            parity.nonfinite,
-            0,
-            unit="images",
-            meaning="the engine gives NaN or infinity",
-        ),
-        at_most(
-            "max_abs_diff",
-            parity.max_abs_diff,
-            tolerances.max_abs_diff,
-            unit="logits",
-            meaning="the engine computes other numbers than its twin",
-        ),
-        at_most(
-            "relative_l2",
-            parity.relative_l2,
-            tolerances.relative_l2,
-            unit="of the logits' norm",
-            meaning="the engine computes other numbers than its twin",
-        ),
-        at_least(
-            "agreement",
-            parity.agreement,
-            tolerances.agreement,
-            unit="of clean images",
-            meaning="the engine decides otherwise than its twin",
-        ),
-        at_most(
-            "tie_rate",
-            parity.tie_rate,
-            tolerances.tie_rate,
-            unit="of clean images",
-            meaning="top logits tie: the output is constant or coarsely quantized, which blinds "
-            "attacks that follow scores",
-        ),
-    )
+class _Run:
+    """One verification: what its parts hand on to each other, in the order of its methods."""
 
+    clean: TwinAndEngine
+    robust: TwinAndEngine
+    black_box: BlackBox
 
-def _accuracy_gates(
-    clean: TwinAndEngine,
-    robust: TwinAndEngine,
-    agreement: float,
-    black_box: BlackBox,
-    tolerances: Tolerances,
-) -> tuple[Gate, ...]:
-    return (
-        at_most(
-            "clean_drop",
-            _points_between(clean.twin, clean.engine),
-            tolerances.clean_drop_points,
-            unit="points",
-            meaning="the engine lost clean accuracy against its twin",
-        ),
-        at_most(
-            "robust_drop",
-            _points_between(robust.twin, robust.engine),
-            tolerances.robust_drop_points,
-            unit="points",
-            meaning="the engine lost robust accuracy against its twin",
-        ),
-        at_most(
-            "replay_gain",
-            _points_between(robust.engine, robust.twin),
-            tolerances.replay_gain_points,
-            unit="points",
-            meaning="the engine resists examples that break its twin: they no longer fit it, so "
-            "this is no robustness",
-        ),
-        at_least(
-            "adversarial_agreement",
-            agreement,
-            tolerances.adversarial_agreement,
-            unit="of adversarial images",
-            meaning="under attack the engine decides otherwise than its twin",
-        ),
-        at_most(
-            "black_box_gap",
-            _points_between(black_box.replay, black_box.worst_case),
-            tolerances.black_box_gap_points,
-            unit="points",
-            meaning="a black box breaks what the white-box attack did not: the twin's gradients "
-            "are masked, or do not fit the engine",
-        ),
-    )
+    def __init__(
+        self,
+        twin: nn.Module | Predict,
+        engine: Predict,
+        images: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        threat: ThreatModel,
+        settings: VerifySettings,
+        progress: Progress,
+    ) -> None:
+        self._twin, self._engine = twin, engine
+        self._images, self._labels = images, labels
+        self._threat, self._settings, self._progress = threat, settings, progress
+        # The first ones of a data set are no fair sample.
+        self._order = np.random.default_rng(settings.seed).permutation(len(images))
+        self.agreement = 0.0
+        self.crafted = ""
+        self.adaptive: Adaptive | None = None
+        self.masking: MaskingSigns | None = None
+        self.left_out: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
 
+    def compare_clean(self) -> None:
+        """Compare logits and accuracy on the images as they are."""
+        with self._timed("clean"):
+            twin = reference_logits(self._twin, self._images, batch=self._settings.batch)
+            _check_labels(self._labels, twin)
+            engine = self._engine(self._images)
+            self.parity = parity_of(twin, engine)
+            refuse_probabilities(twin)
+            refuse_probabilities(engine)
+            self._engine_logits = engine
+            self._twin_clean = predictions_of(twin)
+            self.clean = _accuracies(self._twin_clean, predictions_of(engine), self._labels)
 
-def _latency_gate(budget_ms: float, latency: Statistics, tolerances: Tolerances) -> Gate:
-    return at_most(
-        "latency",
-        latency.median_us / 1000 / budget_ms - 1,
-        tolerances.latency_over_budget,
-        unit="of the budget above it",
-        meaning=f"the engine takes {latency.median_us / 1000:.4g} ms; the budget is "
-        f"{budget_ms:.4g} ms",
-    )
-
-
-def _resource_gates(
-    budgets: Budgets,
-    memory: ModelMemory | None,
-    energy: EnergyStatistics | None,
-    tolerances: Tolerances,
-) -> tuple[Gate, ...]:
-    gates = []
-    if budgets.memory_kib is not None:
-        gates.append(
-            at_most(
-                "memory",
-                memory.peak_activation_bytes / 1024 if memory else None,
-                budgets.memory_kib,
-                unit="KiB",
-                meaning="more activations are alive at once than the budget has room for"
-                + (f", at {memory.peak_node}" if memory else ": they were not counted"),
+    def replay(self) -> None:
+        """Craft adversarial examples on the reference, and replay them on the engine."""
+        with self._timed("replay"):
+            self._attacked = self._craft()
+            self._twin_attacked = predictions_of(
+                reference_logits(self._twin, self._attacked, batch=self._settings.batch)
             )
-        )
-    if budgets.weights_kib is not None:
-        gates.append(
-            at_most(
-                "weights",
-                memory.weights_bytes / 1024 if memory else None,
-                budgets.weights_kib,
-                unit="KiB",
-                meaning="the engine's weights are larger than their budget"
-                if memory
-                else "the engine's weights were not counted",
+            self._engine_attacked = predictions_of(self._engine(self._attacked))
+            self.robust = _accuracies(self._twin_attacked, self._engine_attacked, self._labels)
+            self.agreement = float(np.mean(self._twin_attacked == self._engine_attacked))
+
+    def _craft(self) -> NDArray[np.float32]:
+        settings, threat = self._settings, self._threat
+        if isinstance(self._twin, nn.Module):
+            self.crafted = f"PGD-{threat.steps} on the twin"
+            # Not stopped at the boundary: such points would test where the boundary lies to a
+            # hair's breadth, and the engine would seem to resist them.
+            with self._lean() as twin:
+                return attack_in_batches(
+                    twin, self._images, self._labels, threat, batch=settings.batch,
+                    seed=settings.seed, stop_when_broken=False, progress=self._progress,
+                )  # fmt: skip
+        self.crafted = f"Square on the reference, {settings.square_queries} queries at most"
+        attacked = self._images.copy()
+        chosen = self._order[: settings.square_samples]
+        if threat.eps_pixels > 0:
+            attacked[chosen] = square(
+                self._twin, self._images[chosen], self._labels[chosen], eps=threat.eps_pixels,
+                norm=threat.norm, queries=settings.square_queries, seed=settings.seed,
+                progress=self._progress,
+            ).images  # fmt: skip
+        return attacked
+
+    def ask_by_scores(self) -> None:
+        """Attack the engine itself as a black box, on a random subset."""
+        with self._timed("square"):
+            chosen = self._order[: self._settings.square_samples]
+            found = square(
+                self._engine,
+                self._images[chosen],
+                self._labels[chosen],
+                eps=self._threat.eps_pixels,
+                norm=self._threat.norm,
+                queries=self._settings.square_queries,
+                seed=self._settings.seed,
+                progress=self._progress,
             )
-        )
-    if budgets.energy_mj is not None:
-        taken = f"{energy.median_uj / 1e3:.4g} mJ" if energy else "an amount that was not metered"
-        gates.append(
-            at_most(
-                "energy",
-                energy.median_uj / 1e3 / budgets.energy_mj - 1 if energy else None,
-                tolerances.energy_over_budget,
-                unit="of the budget above it",
-                meaning=f"a call takes {taken}; the budget is {budgets.energy_mj:.4g} mJ",
+            self._square_right = ~found.broken
+            replayed = self._engine_attacked[chosen] == self._labels[chosen]
+            self.black_box = BlackBox(
+                replay=Accuracy.from_flags(replayed),
+                square=Accuracy.from_flags(~found.broken),
+                worst_case=Accuracy.from_flags(replayed & ~found.broken),
+                queries=found.queries,
             )
-        )
-    return tuple(gates)
+
+    def ask_by_gradients(self, name: str, model: bytes | None, precision: str) -> None:
+        """Attack the engine by gradients, and check the attack; without any, say so."""
+        settings, threat = self._settings, self._threat
+        if not isinstance(self._twin, nn.Module):
+            reason = f"the reference of {name} has no gradients: no white box was possible"
+            self.left_out = dict.fromkeys(_BY_GRADIENTS, reason)
+            return
+        if threat.eps_pixels == 0:
+            self.left_out = dict.fromkeys(_BY_GRADIENTS, "eps is 0: there is nothing to attack")
+            return
+        with self._timed("adaptive"):
+            few = self._order[: min(settings.adaptive_samples, settings.square_samples)]
+            labels = self._labels[few]
+            found = Attacked(
+                images=self._images[few],
+                labels=labels,
+                engine_logits=self._engine_logits[few],
+                twin_right=(self._twin_clean[few] == labels) & (self._twin_attacked[few] == labels),
+                replay_right=self._engine_attacked[few] == labels,
+                square_right=self._square_right[: len(few)],
+            )
+            self.adaptive = attack_adaptively(
+                self._twin, self._engine, found, threat, model=model, precision=precision,
+                steps=settings.adaptive_steps, batch=settings.batch, seed=settings.seed,
+                progress=self._progress,
+            )  # fmt: skip
+        with self._timed("masking"), self._lean() as twin:
+            few = self._order[: settings.masking_samples]
+            self.masking = masking_signs(
+                twin, self._images[few], self._attacked[few], self._labels[few], threat,
+                batch=settings.batch, seed=settings.seed, progress=self._progress,
+            )  # fmt: skip
+
+    @contextmanager
+    def _lean(self) -> Iterator[nn.Module]:
+        """Yield the twin as attacks need it: cheap. What counts as right is for the twin itself."""
+        assert isinstance(self._twin, nn.Module)
+        with evaluating(self._twin):
+            sample = torch.from_numpy(self._images[:_COMPARED]).to(device_of(self._twin))
+            with lean_copy(self._twin, sample) as lean:
+                yield lean
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - begin, 3)
+
+
+# Images that a cheaper copy of the twin must agree on.
+_COMPARED = 16
 
 
 def _accuracies(
@@ -406,21 +327,23 @@ def _accuracies(
     )
 
 
-def _points_between(higher: Accuracy, lower: Accuracy) -> float:
-    """Return how many percentage points the first is above the second, on the same samples."""
-    return 100 * (higher.correct - lower.correct) / higher.n
-
-
 def _check_budget(budget_ms: float | None) -> None:
     if budget_ms is not None and not (math.isfinite(budget_ms) and budget_ms > 0):
         raise ConfigError(f"a latency budget is a time in milliseconds above 0, not {budget_ms}")
 
 
-def _check_types(images: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+def _check_data(images: NDArray[np.float32], labels: NDArray[np.int64], engine: Runner) -> None:
     if images.dtype != np.float32 or labels.dtype != np.int64:
         raise DataError(f"images are float32 and labels int64, not {images.dtype}, {labels.dtype}")
     if not len(images):
         raise DataError("there are no images to verify the engine on")
+    if images.shape[1:] != engine.input_shape[1:]:
+        taken, given = ("x".join(map(str, each[1:])) for each in (engine.input_shape, images.shape))
+        raise DataError(
+            f"the engine takes images of {taken}, these are {given}",
+            hint="name the images that it was made for, or set their size",
+        )
+    check_images(torch.from_numpy(images))
 
 
 def _check_labels(labels: NDArray[np.int64], logits: NDArray[np.float32]) -> None:

@@ -9,6 +9,7 @@ gradients are compared before it is used. What counts as broken is decided by th
 from __future__ import annotations
 
 import copy
+import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,10 @@ def _folded(model: nn.Module) -> nn.Module | None:
     if plain is None:
         return None
     try:
-        traced = fx.symbolic_trace(plain)
+        # A forward that can also record its features is traced as it is asked: without.
+        parameters = list(inspect.signature(plain.forward).parameters.values())[1:]
+        others = {each.name: each.default for each in parameters if each.default is not each.empty}
+        traced = fx.symbolic_trace(plain, concrete_args=others)
     except Exception:  # any branch on the data, or whatever else a forward does
         return None
     fold_batch_norms(traced)
