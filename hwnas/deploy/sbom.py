@@ -194,15 +194,15 @@ def _licenses(name: str, version: str) -> dict[str, Any]:
     """
     if package_version(name) != version:
         return {}
-    known = metadata.metadata(name)
-    if expression := known.get("License-Expression"):
+    known = metadata.metadata(name).json
+    if expression := known.get("license_expression"):
         return {"licenses": [{"expression": expression}]}
-    text = (known.get("License") or "").strip()
+    text = str(known.get("license") or "").strip()
     if text and text != _UNTOLD and len(text) <= _LONGEST_LICENSE_NAME and "\n" not in text:
         return {"licenses": [{"license": {"name": text}}]}
     classified = [
         classifier.rpartition(" :: ")[2]
-        for classifier in known.get_all("Classifier") or ()
+        for classifier in known.get("classifier", ())
         if classifier.startswith("License :: ")
     ]
     return {"licenses": [{"license": {"name": each}} for each in classified]} if classified else {}
