@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from hwnas.stages.bench import bench
     from hwnas.stages.calibrate import calibrate
     from hwnas.stages.certify import certify
+    from hwnas.stages.deploy import deploy
     from hwnas.stages.derive import derive
     from hwnas.stages.doctor import doctor
     from hwnas.stages.export import export
     from hwnas.stages.pareto import pareto
     from hwnas.stages.profile import profile
+    from hwnas.stages.rebuild import rebuild
     from hwnas.stages.report import report
     from hwnas.stages.search import search
     from hwnas.stages.table import table_diff, table_merge, table_show, table_validate
@@ -37,11 +39,13 @@ __all__ = [
     "bench",
     "calibrate",
     "certify",
+    "deploy",
     "derive",
     "doctor",
     "export",
     "pareto",
     "profile",
+    "rebuild",
     "report",
     "run",
     "search",
@@ -71,7 +75,9 @@ FUNCTIONS = {
     "pareto": "hwnas.stages.pareto:pareto",
     "train": "hwnas.stages.train:train",
     "export": "hwnas.stages.export:export",
+    "rebuild": "hwnas.stages.rebuild:rebuild",
     "verify": "hwnas.stages.verify:verify",
+    "deploy": "hwnas.stages.deploy:deploy",
     "bench": "hwnas.stages.bench:bench",
     "attack": "hwnas.stages.attack:attack",
     "certify": "hwnas.stages.certify:certify",

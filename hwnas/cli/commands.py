@@ -68,9 +68,18 @@ COMMANDS = {
     "export": CommandEntry(
         summary="Export a trained network to an engine, and pack it into a bundle.",
     ),
-    "verify": CommandEntry(
-        summary="Check a bundle's engine: parity, latency, accuracy and robustness.",
+    "rebuild": CommandEntry(
+        summary="Make a bundle's engines anew on this machine, from its ONNX models, into a new "
+        "bundle.",
         positional=("bundle",),
+    ),
+    "verify": CommandEntry(
+        summary="Check engines: parity, speed, accuracy and robustness after export.",
+        positional=("bundle",),
+    ),
+    "deploy": CommandEntry(
+        summary="Send a bundle's engine to a board, and build and verify it there.",
+        positional=("bundle", "board"),
     ),
     "bench": CommandEntry(
         summary="Time a bundle's engines beside PyTorch, torch.compile, default ONNX Runtime and "

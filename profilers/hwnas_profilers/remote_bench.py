@@ -35,11 +35,12 @@ class Model:
 
     Attributes:
         name: What it is called in errors.
-        onnx: The serialized model.
+        onnx: The serialized model; empty where `of` is given.
         shape: (batch, channels, height, width) of its input.
         seed: What the input is drawn with, on the board.
         batches: Smallest, most frequent and largest batch that the engine must take, where its
             batch is free and the runtime asks; None where it is fixed.
+        of: Number of the model that this is too, on images of another shape; None of its own.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Model:
     shape: tuple[int, ...]
     seed: tuple[int, int]
     batches: tuple[int, int, int] | None = None
+    of: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,9 @@ class _Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Visited:
+class Visited:
+    """What an agent answers to a round."""
+
     samples_us: list[list[float]]
     cores_ns: list[float]
     state: MachineState
@@ -196,7 +200,7 @@ class Holder:
                 self._held.add(index)
             answered(index, answer.rejected)
 
-        for index in indices:
+        for index in self._with_those_of(indices):
             if index in self._held:
                 continue
             model = self._models[index]
@@ -207,6 +211,7 @@ class Holder:
                 "shape": model.shape,
                 "seed": model.seed,
                 "batches": model.batches,
+                "of": model.of,
             }
             limit_s = limit_of(model.onnx)
             wire.send(command, model.onnx, limit_s=limit_s, on_sent=self._on_sent)
@@ -215,6 +220,12 @@ class Holder:
                 receive()
         while awaited:
             receive()
+
+    def _with_those_of(self, indices: Iterable[int]) -> list[int]:
+        """Return numbers after those of the models that they stand for."""
+        each = list(indices)
+        needed = [of for index in each if (of := self._models[index].of) is not None]
+        return list(dict.fromkeys([*needed, *each]))
 
 
 @final
@@ -251,7 +262,7 @@ class RemoteBench:
         """See `Bench`."""
         ids = [self._accepted[index] for index in indices]
 
-        def work(wire: Wire) -> _Visited:
+        def work(wire: Wire) -> Visited:
             self._make_ready(wire, ids)
             order = [
                 (each, count, self._spans[each].span)
@@ -260,7 +271,7 @@ class RemoteBench:
             expected_us = sum((count + 1) * self._spans[each].sample_us for each, count, _ in order)
             limit_s = _QUICK_S + math.ceil(_PATIENCE * expected_us / 1e6)
             wire.send({"do": "visit", "order": order}, limit_s=limit_s)
-            return wire.receive(_Visited, limit_s=limit_s)
+            return wire.receive(Visited, limit_s=limit_s)
 
         answer = self._holder.board.surely(work, progress=self._progress)
         if [len(taken) for taken in answer.samples_us] != list(samples):

@@ -19,7 +19,7 @@ import numpy as np
 from hwnas.core.errors import ExportError, TargetError
 from hwnas.core.progress import SILENT
 from hwnas_export.runner import Runner
-from hwnas_profilers.remote_bench import Holder, Model, RemoteBench, facts_of, limit_of
+from hwnas_profilers.remote_bench import Holder, Model, RemoteBench, Visited, facts_of, limit_of
 from hwnas_profilers.remote_board import PAUSES_S, Board, install_line
 from hwnas_profilers.remote_packing import packed
 from hwnas_profilers.statistics import summarize
@@ -78,7 +78,6 @@ class RemoteRunner(Runner):
         model: The serialized ONNX model, in the target's precision.
         threads: Threads within an operator, on a CPU.
         batches: Smallest, most frequent and largest batch, where the model's batch is free.
-        batch: Images per call that its latency is measured at, likewise.
         progress: Told of what is sent and of lost connections.
         command: Starts an agent that reads its source from stdin; by default over ssh.
         pauses_s: Before each further try where the connection was cut.
@@ -91,7 +90,6 @@ class RemoteRunner(Runner):
         *,
         threads: int = 1,
         batches: tuple[int, int, int] = (1, 1, 65_536),
-        batch: int = 1,
         progress: Progress = SILENT,
         command: Sequence[str] | None = None,
         pauses_s: Sequence[float] = PAUSES_S,
@@ -102,7 +100,8 @@ class RemoteRunner(Runner):
         self._model = model
         self._largest = batches[2]
         self._batches = batches
-        self._batch = batch
+        self._models: dict[int, Model] = {}
+        self._timed: dict[int, int] = {}
         self._progress = progress
         self._board = Board(target, threads, command=command, pauses_s=pauses_s, if_lost=_RUN_AGAIN)
         self._numbers = itertools.count(_NETWORK + 1)
@@ -128,17 +127,52 @@ class RemoteRunner(Runner):
         self._check_active()
         return facts_of(self._board)
 
-    def time(self, settings: TimingSettings, *, log: RoundLog) -> Statistics:
-        """Measure the latency of a call on the board, by visits there.
+    def time(
+        self, batches: Sequence[int], settings: TimingSettings, *, log: RoundLog
+    ) -> list[Statistics]:
+        """Measure the latency of calls on the board, by visits there in interleaved rounds.
 
         Args:
+            batches: Images per call; of a model with a fixed batch that one alone.
             settings: How exactly.
             log: Takes note of what the rounds were like.
         """
+        numbers = [self._number_of(batch) for batch in batches]
+        bench = RemoteBench(self._holder, numbers, self._progress)
+        timed = time_in_rounds(bench, len(numbers), settings, log=log, progress=self._progress)
+        return [summarize(each.samples_us) for each in timed]
+
+    def time_calls(self, batch: int, calls: int) -> NDArray[np.float64]:
+        """Time calls on the board one by one; microseconds, (calls,).
+
+        Args:
+            batch: Images per call.
+            calls: How many.
+        """
+        number = self._number_of(batch)
+        limit_s = limit_of(b"")
+
+        def work(wire: Wire) -> Visited:
+            self._hold(wire, number)
+            wire.send({"do": "visit", "order": [(number, calls, 1)]}, limit_s=limit_s)
+            return wire.receive(Visited, limit_s=limit_s)
+
+        (samples_us,) = self._board.surely(work, progress=self._progress).samples_us
+        return np.array(samples_us, dtype=np.float64)
+
+    def _number_of(self, batch: int) -> int:
+        """Return the number of the network on images of a batch, which are drawn on the board."""
         self._check_active()
-        bench = RemoteBench(self._holder, [_NETWORK], self._progress)
-        (timed,) = time_in_rounds(bench, 1, settings, log=log, progress=self._progress)
-        return summarize(timed.samples_us)
+        if batch not in self._timed:
+            self._timed[batch] = next(self._numbers)
+            self._models[self._timed[batch]] = Model(
+                name="the engine",
+                onnx=b"",
+                shape=(batch, *self._shape[1:]),
+                seed=(0, batch),
+                of=_NETWORK,
+            )
+        return self._timed[batch]
 
     def check_room(self, folder: str, needed: int) -> None:
         """Make sure, before hours of work, that files can be kept in a folder on the board.
@@ -178,12 +212,13 @@ class RemoteRunner(Runner):
         model = Model(
             name="the engine",
             onnx=self._model,
-            shape=(self._shape[0] or self._batch, *self._shape[1:]),
+            shape=(self._shape[0] or self._batches[0], *self._shape[1:]),
             seed=(0, 0),
             batches=self._batches if free else None,
         )
         self._board.connect()
-        self._holder = Holder(self._board, {_NETWORK: model}, lambda count: self._on_sent(count))
+        self._models, self._timed = {_NETWORK: model}, {model.shape[0]: _NETWORK}
+        self._holder = Holder(self._board, self._models, lambda count: self._on_sent(count))
         try:
             with self._sending(len(self._model), then="compiling there"):
                 self._holder.offer(self._refuse, self._progress)
@@ -258,9 +293,9 @@ class RemoteRunner(Runner):
 
         return self._board.surely(work, progress=self._progress)
 
-    def _hold(self, wire: Wire) -> None:
+    def _hold(self, wire: Wire, number: int = _NETWORK) -> None:
         self._holder.is_new()  # a new agent holds nothing
-        self._holder.hold(wire, [_NETWORK])
+        self._holder.hold(wire, [number])
 
     def _keep(self, command: dict[str, Any], payload: bytes) -> str:
         self._check_active()

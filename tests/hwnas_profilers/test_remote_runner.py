@@ -109,9 +109,12 @@ def test_a_board_computes_what_this_machine_does(model: bytes, images: NDArray[n
         assert board.sampler_on(images)(3) > 0
         assert board.call_on(images)() is not None
         log = RoundLog()
-        latency = board.time(SETTINGS, log=log)
-        assert latency.n >= SETTINGS.min_samples
-        assert latency.median_us > 0
+        one, many = board.time([1, 64], SETTINGS, log=log)
+        assert min(one.n, many.n) >= SETTINGS.min_samples
+        assert 0 < one.median_us < many.median_us
+        calls_us = board.time_calls(64, 50)
+        assert calls_us.shape == (50,)
+        assert calls_us.min() > one.min_us
         assert len(log.states) == 2  # the board's own
         assert set(board.packages) == {"numpy", "onnxruntime"}
         sent, received = board.traffic_bytes
@@ -188,11 +191,15 @@ def test_a_cut_is_gone_on_from(
         if when == "calling":
             assert sample(2) > 0
         if when == "timing":
-            assert board.time(SETTINGS, log=RoundLog()).n >= SETTINGS.min_samples
+            for latency in board.time([8, 2], SETTINGS, log=RoundLog()):
+                assert latency.n >= SETTINGS.min_samples
+            kill_agent(board)
+            assert len(board.time_calls(8, 5)) == 5
         assert np.array_equal(board.infer(images), expected(model, images))
         assert asked == [3, 3, 1]  # what was answered is not asked again
-        assert board.facts()["connections"] == "2"
-    assert len(progress.said) == 1
+        cuts = 2 if when == "timing" else 1
+        assert board.facts()["connections"] == str(1 + cuts)
+    assert len(progress.said) == cuts
     assert "connecting again in 0 s" in progress.said[0]
     assert progress.done["sending (KiB)"] == pytest.approx(len(model) / 1024, abs=0.1)
 
