@@ -45,9 +45,13 @@ SETTINGS: dict[str, Any] = {
     "verify": {
         "square_queries": 30,
         "square_samples": 50,
+        "adaptive_samples": 32,
+        "adaptive_steps": 5,
         "masking_samples": 32,
+        "throughput_batches": [1, 8],
         "tolerances": {
             "black_box_gap_points": 100.0,
+            "square_gap_points": 100.0,
             "rise_points": 100.0,
             "latency_over_budget": 10.0,
         },

@@ -15,10 +15,13 @@ from torch.nn import functional
 from hwnas.robustness.pgd import perturb
 from hwnas.robustness.threat import ThreatModel
 from hwnas.verify.verification import VerifySettings
+from hwnas_export.onnx_export import onnx_from_module
+from hwnas_export.precision import onnx_in_precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import onnx
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -42,6 +45,7 @@ class Trained:
     """A twin with images that it was not trained on, and how to verify its engines."""
 
     twin: nn.Sequential
+    calibration: NDArray[np.float32]
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
     threat: ThreatModel
@@ -90,8 +94,23 @@ def trained() -> Trained:
             optimizer.step()
     return Trained(
         twin=twin.eval(),
+        calibration=images[:200],
         images=images[1400:1600],
         labels=labels[1400:1600],
         threat=threat,
-        settings=VerifySettings(square_queries=100, square_samples=100, masking_samples=100),
+        settings=VerifySettings(
+            square_queries=100, square_samples=100, masking_samples=100, adaptive_steps=20
+        ),
     )
+
+
+@pytest.fixture(scope="session")
+def model(trained: Trained) -> onnx.ModelProto:
+    """The twin in ONNX, of a free batch. Copied before it is changed."""
+    return onnx_from_module(trained.twin, (1, 1, 8, 8), dynamic_batch=True)
+
+
+@pytest.fixture(scope="session")
+def quantized(trained: Trained, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same in int8, with a head in float. Copied before it is changed."""
+    return onnx_in_precision(model, "int8", calibration=trained.calibration, float_head=True)

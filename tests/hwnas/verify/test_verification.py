@@ -23,10 +23,14 @@ from hwnas_profilers.records import EnergyStatistics, Statistics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import onnx
     from torch import Tensor
 
     from hwnas_export.runner import Runner
     from tests.hwnas.verify.conftest import Trained
+
+
+FEW: dict[str, Any] = {"adaptive_samples": 20, "adaptive_steps": 5}
 
 
 def latency_of(median_us: float) -> Statistics:
@@ -63,8 +67,7 @@ def failed(found: Verification) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def sound(trained: Trained) -> Verification:
-    model = onnx_from_module(trained.twin, (1, 1, 8, 8), dynamic_batch=True)
+def sound(trained: Trained, model: onnx.ModelProto) -> Verification:
     return verify(
         trained,
         OnnxRuntimeRunner(model.SerializeToString()),
@@ -82,13 +85,18 @@ def test_a_sound_engine_passes_every_gate(sound: Verification) -> None:
         "finite_logits",
         "max_abs_diff",
         "relative_l2",
+        "margin_drift",
         "agreement",
         "tie_rate",
+        "distinct_logits",
         "clean_drop",
         "robust_drop",
         "replay_gain",
         "adversarial_agreement",
         "black_box_gap",
+        "square_gap",
+        "adaptive_gap",
+        "adaptive_drop",
         "more_steps",
         "larger_eps",
         "unbounded_eps",
@@ -115,14 +123,16 @@ def test_a_verification_survives_its_round_trip(sound: Verification) -> None:
 @pytest.mark.parametrize("batch", [1, 64])
 def test_an_engine_of_a_fixed_batch_is_verified_as_well(trained: Trained, batch: int) -> None:
     model = onnx_from_module(trained.twin, (batch, 1, 8, 8))
-    settings = replace(trained.settings, square_queries=5, square_samples=20, masking_samples=20)
+    settings = replace(
+        trained.settings, square_queries=5, square_samples=20, masking_samples=20, **FEW
+    )
     found = verify(trained, OnnxRuntimeRunner(model.SerializeToString()), settings=settings)
     assert failed(found) == set()
     assert found.clean_accuracy.engine.n == 200
 
 
 def test_the_same_seed_gives_the_same_verification(trained: Trained) -> None:
-    settings = replace(trained.settings, square_queries=10, masking_samples=20)
+    settings = replace(trained.settings, square_queries=10, masking_samples=20, **FEW)
     first, second = (verify(trained, as_engine(trained.twin), settings=settings) for _ in range(2))
     assert first == second
 
@@ -131,7 +141,8 @@ def test_a_twin_in_training_mode_is_verified_in_eval_mode(
     trained: Trained, sound: Verification
 ) -> None:
     twin = copy.deepcopy(trained.twin).train()
-    found = verify(trained, as_engine(copy.deepcopy(trained.twin)), twin=twin)
+    settings = replace(trained.settings, square_queries=5, square_samples=20, **FEW)
+    found = verify(trained, as_engine(copy.deepcopy(trained.twin)), twin=twin, settings=settings)
     assert twin.training
     assert found.clean_accuracy.twin == sound.clean_accuracy.twin
 
@@ -258,7 +269,9 @@ def test_a_damaged_engine_is_caught(
 ) -> None:
     with torch.no_grad():
         damaged = damage(copy.deepcopy(trained.twin)).eval()
-    settings = replace(trained.settings, square_queries=5, square_samples=20, masking_samples=20)
+    settings = replace(
+        trained.settings, square_queries=5, square_samples=20, masking_samples=20, **FEW
+    )
     found = verify(trained, as_engine(damaged), settings=settings)
     assert gates <= failed(found)
     assert not found.passed
@@ -287,7 +300,8 @@ def test_an_engine_that_denies_the_twins_examples_is_no_more_robust(trained: Tra
     settings = replace(trained.settings, batch=200)
     found = verify(trained, as_engine(Oracle()), settings=settings)
     assert calls["replay"]
-    assert {"replay_gain", "adversarial_agreement", "black_box_gap"} <= failed(found)
+    wanted = {"replay_gain", "adversarial_agreement", "black_box_gap", "adaptive_gap"}
+    assert wanted <= failed(found)
 
 
 @pytest.mark.parametrize(
