@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,18 @@ from hwnas.robustness.attacks.table import run_attacks
 from hwnas.robustness.threat import Norm, ThreatModel
 from tests.hwnas.robustness.attacks.conftest import EPS, Digits
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 BATCH = 10  # so that there are several, and the last is not full
+
+
+@pytest.fixture(autouse=True)
+def _the_tracer_stays() -> Iterator[None]:
+    """The reference's check of the model ends with `sys.settrace(None)`: no coverage after it."""
+    tracer = sys.gettrace()
+    yield
+    sys.settrace(tracer)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
