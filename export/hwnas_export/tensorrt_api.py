@@ -90,7 +90,7 @@ _OLDEST, _TOO_NEW = (10, 3), (12,)
 
 _OLDEST_RTX = (1, 4)
 
-_INSTALL = 'install it: pip install "hwnas[tensorrt]", or pip install tensorrt-rtx for RTX GPUs'
+_INSTALL = 'install it: pip install "hwnas[tensorrt]", or "hwnas[tensorrt-rtx]" for RTX GPUs'
 
 _logger = logging.getLogger(__name__)
 
@@ -108,12 +108,9 @@ def trt_module() -> ModuleType:
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] == name:
                 continue
-            raise TargetError(f"{name} is installed, but cannot be loaded: {error}") from error
+            raise _unloadable(name, error) from error
         except (ImportError, OSError) as error:
-            raise TargetError(
-                f"{name} is installed, but cannot be loaded: {error}",
-                hint="its libraries belong to the same version: reinstall it",
-            ) from error
+            raise _unloadable(name, error) from error
         _check_version(module)
         return module
     raise MissingDependencyError("TensorRT is not installed", hint=_INSTALL)
@@ -153,6 +150,15 @@ def error_log(trt: Any) -> Any:
             _logger.debug("%s: %s", severity, message)
 
     return ErrorLog()
+
+
+def _unloadable(name: str, error: Exception) -> TargetError:
+    package = name.removesuffix("_bindings").replace("_", "-")
+    return TargetError(
+        f"{name} is installed, but cannot be loaded: {error}",
+        hint="its libraries must be of the same version, and on a board they come with the system: "
+        f"pip install --force-reinstall {package}",
+    )
 
 
 def _check_version(module: ModuleType) -> None:

@@ -125,7 +125,11 @@ def engine_from_onnx(
         _use_timing_cache(config, before, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"TensorRT cannot build the model: {_words(log)}")
+        limit = settings.workspace_mib
+        raise ExportError(
+            f"TensorRT cannot build the model: {_words(log)}",
+            hint=f"its kernels may take {limit} MiB to work in: allow more" if limit else "",
+        )
     if timing_cache is not None and tuned:
         _keep_timing_cache(config, before, timing_cache, owner)
     return bytes(plan)

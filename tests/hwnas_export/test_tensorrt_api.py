@@ -233,5 +233,6 @@ def test_a_module_that_cannot_load_its_libraries_says_so(
         trt_module()
     broken.write_text("import tensorrt_libs_of_another_kind\n")
     importlib.invalidate_caches()
-    with pytest.raises(TargetError, match="tensorrt_libs_of_another_kind"):
+    with pytest.raises(TargetError, match="tensorrt_libs_of_another_kind") as caught:
         trt_module()
+    assert "pip install --force-reinstall tensorrt" in caught.value.hint

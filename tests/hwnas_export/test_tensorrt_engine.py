@@ -130,11 +130,12 @@ def test_rtx_leaves_the_timing_cache_alone(
     assert not path.exists()
 
 
-def test_a_limit_of_workspace_is_one_that_it_builds_within(
-    models: dict[str, onnx.ModelProto],
-) -> None:
-    settings = EngineSettings(workspace_mib=1)
-    assert engine_from_onnx(models["mbconv"].SerializeToString(), settings=settings)
+def test_a_limit_of_workspace_is_kept(models: dict[str, onnx.ModelProto]) -> None:
+    model = models["mbconv"].SerializeToString()
+    assert engine_from_onnx(model, settings=EngineSettings(workspace_mib=256))
+    with pytest.raises(ExportError, match="workspace limit") as caught:
+        engine_from_onnx(model, settings=EngineSettings(workspace_mib=1))
+    assert "1 MiB" in caught.value.hint
 
 
 def unsupported() -> onnx.ModelProto:
@@ -154,6 +155,32 @@ def test_an_operator_that_it_lacks_is_named_with_its_node() -> None:
     message = caught.value.message
     assert "node 0 `the_determinant` (Det)" in message
     assert ".cpp:" in message  # where in the parser
+
+
+def test_an_operator_that_it_lacks_is_named_within_a_network(
+    models: dict[str, onnx.ModelProto],
+) -> None:
+    model = onnx.ModelProto.FromString(models["stem"].SerializeToString())
+    last = model.graph.node[-1]
+    last.output[0] = "features"
+    model.graph.node.append(
+        helper.make_node("Det", ["features"], ["logits"], name="head/the_determinant")
+    )
+    del model.graph.output[0].type.tensor_type.shape.dim[2:]
+    with pytest.raises(ExportError, match="cannot parse") as caught:
+        engine_from_onnx(model.SerializeToString())
+    position = len(model.graph.node) - 1
+    assert f"node {position} `head/the_determinant` (Det)" in caught.value.message
+
+
+@pytest.mark.usefixtures("rtx")
+def test_what_the_builder_refuses_comes_in_its_own_words(
+    models: dict[str, onnx.ModelProto],
+) -> None:
+    settings = EngineSettings(compute_capabilities=("7.5",))  # without float32 matrix products
+    with pytest.raises(ExportError, match="TensorRT cannot build the model: ") as caught:
+        engine_from_onnx(models["head"].SerializeToString(), settings=settings)
+    assert "it does not say why" not in caught.value.message
 
 
 def test_junk_is_refused() -> None:
