@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from hwnas.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from hwnas.verify.verification import Verification
@@ -141,7 +142,7 @@ def verify(
     return result
 
 
-def _check_subject(bundle: Path | None, of_model: dict[str, object]) -> None:
+def _check_subject(bundle: Path | None, of_model: Mapping[str, object]) -> None:
     from hwnas.core.errors import ConfigError
 
     given = [name for name, value in of_model.items() if value is not None]

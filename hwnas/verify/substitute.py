@@ -112,7 +112,7 @@ def through(predict: Predict, module: nn.Module, *, device: torch.device) -> For
         logits = torch.from_numpy(predict(asked)).to(device)
         if not torch.is_grad_enabled():
             return logits
-        soft = module(points)
+        soft: Tensor = module(points)
         return logits + (soft - soft.detach())
 
     return forward

@@ -273,7 +273,7 @@ class _Run:
             reason = f"the reference of {name} has no gradients: no white box was possible"
             self.left_out = dict.fromkeys(_BY_GRADIENTS, reason)
             return
-        if threat.eps_pixels == 0:
+        if not threat.eps_pixels > 0:
             self.left_out = dict.fromkeys(_BY_GRADIENTS, "eps is 0: there is nothing to attack")
             return
         with self._timed("adaptive"):

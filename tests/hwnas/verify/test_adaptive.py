@@ -72,7 +72,11 @@ def test_a_sound_engine_is_as_robust_as_its_twin(trained: Trained) -> None:
 
 
 def test_coarse_scores_blind_square_and_not_the_attack_by_gradients(trained: Trained) -> None:
-    found = attacked(trained, trained.twin, lambda logits: np.round(logits / 3) * 3)
+    def coarse(logits: Logits) -> Logits:
+        steps: Logits = np.round(logits / 3)
+        return 3 * steps
+
+    found = attacked(trained, trained.twin, coarse)
     assert found.square.correct > found.adaptive.correct
     assert found.adaptive.correct <= found.twin.correct + 2
 

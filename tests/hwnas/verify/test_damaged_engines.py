@@ -72,11 +72,13 @@ def change(model: onnx.ModelProto, name: str, new: Callable[[np.ndarray], np.nda
 
 
 def weight(model: onnx.ModelProto, kind: str, place: int = 0) -> str:
-    return nodes(model, kind)[place].input[1]
+    name: str = nodes(model, kind)[place].input[1]
+    return name
 
 
 def bias(model: onnx.ModelProto, kind: str, place: int = 0) -> str:
-    return nodes(model, kind)[place].input[2]
+    name: str = nodes(model, kind)[place].input[2]
+    return name
 
 
 def before_all(model: onnx.ModelProto, *made: onnx.NodeProto) -> None:
@@ -90,7 +92,7 @@ def before_all(model: onnx.ModelProto, *made: onnx.NodeProto) -> None:
 
 
 def constant(model: onnx.ModelProto, name: str, value: float) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
 
 
 def wrong_scale(model: onnx.ModelProto) -> None:
