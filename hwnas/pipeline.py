@@ -23,6 +23,7 @@ GENOTYPE_FILE = "genotype.json"
 NETWORK = "network"
 ENGINE = "engine"
 VERIFIED = "verification"
+OTHERS_FILE = "others.json"
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.json"
 BUNDLE = "bundle"
@@ -124,6 +125,7 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     from hwnas.stages.search import make_search
     from hwnas.stages.teacher import make_teacher
     from hwnas.stages.train import make_network
+    from hwnas.verify.gates import require_each
     from hwnas_profilers.targets import require_target
 
     target = require_target(config.target.name)
@@ -148,13 +150,13 @@ def _run(config: RunConfig, config_path: Path, out: Path, progress: Progress) ->
     make_engine(
         out / NETWORK, out / ENGINE, verify=config.verify, settings=config.export, progress=progress
     )
-    verification = _verify(out, progress)
+    found = _verify(out, progress)
     page = Path(report(out).report)
-    bundle = _bundle(config_path, config, out, verification, page, progress)
-    summary = _summary(verification, out, bundle, page)
+    bundle = _bundle(config_path, config, out, found, page, progress)
+    summary = _summary(next(iter(found.values())), out, bundle, page)
     write_atomically(out / SUMMARY_FILE, encode_json(summary, indent=2))
     try:
-        verification.require()
+        require_each({target: each.gates for target, each in found.items()})
     except GateFailedError as error:
         error.result = summary
         raise
@@ -235,8 +237,11 @@ def _derive(
     )
 
 
-def _verify(out: Path, progress: Progress) -> Verification:
-    """Verify the engine, or find it verified. A failed gate is data here, and is tried again."""
+def _verify(out: Path, progress: Progress) -> dict[str, Verification]:
+    """Verify the engines, or find them verified: by target, the network's own first.
+
+    A failed gate is data here, and is tried again.
+    """
     from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
     from hwnas.core.decoding import encode_json, read_json
     from hwnas.core.errors import GateFailedError
@@ -248,8 +253,9 @@ def _verify(out: Path, progress: Progress) -> Verification:
     folder = out / VERIFIED
     inputs = {"engine": sha256_of_file(out / ENGINE / MANIFEST)}
     if is_current(folder, kind="verify", settings={}, inputs=inputs):
-        before = read_json(folder / VERIFICATION_FILE, Verification)
-        if before.passed:
+        own = read_json(folder / VERIFICATION_FILE, Verification)
+        before = {own.engine: own, **read_json(folder / OTHERS_FILE, dict[str, Verification])}
+        if all(each.passed for each in before.values()):
             progress.say(f"verify: {folder} is finished already")
             return before
         # A latency gate may have met a busy machine, and a repeat costs little beside a search.
@@ -260,14 +266,15 @@ def _verify(out: Path, progress: Progress) -> Verification:
         result = cast("VerifyResult", error.result)
     with new_artifact(folder, ManifestDraft(kind="verify", inputs=inputs)) as new:
         (new / VERIFICATION_FILE).write_bytes(encode_json(result.verification, indent=2))
-    return result.verification
+        (new / OTHERS_FILE).write_bytes(encode_json(result.others, indent=2))
+    return result.engines
 
 
 def _bundle(
     config_path: Path,
     config: RunConfig,
     out: Path,
-    verification: Verification,
+    found: dict[str, Verification],
     page: Path,
     progress: Progress,
 ) -> Path:
@@ -306,12 +313,13 @@ def _bundle(
     with new_artifact(out / BUNDLE, draft, checksums=True) as folder:
         shutil.copytree(out / ENGINE, folder, ignore=anew, dirs_exist_ok=True)
         main = read_json(folder / files.CARD_FILE, files.ModelCard).target
-        card = with_figures(engine_card(folder, main), verification)
-        sidecar = folder / ENGINES_FOLDER / main / SIDECAR_FILE
-        sidecar.write_bytes(encode_json(card, indent=2))
+        for target, verification in found.items():
+            card = with_figures(engine_card(folder, target), verification)
+            sidecar = folder / ENGINES_FOLDER / target / SIDECAR_FILE
+            sidecar.write_bytes(encode_json(card, indent=2))
         shutil.copyfile(out / VERIFIED / files.VERIFICATION_FILE, folder / files.VERIFICATION_FILE)
         shutil.copyfile(page, folder / files.REPORT_FILE)
-        finish_bundle(folder, card, triton=config.export.triton)
+        finish_bundle(folder, engine_card(folder, main), triton=config.export.triton)
     return out / BUNDLE
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.data.sources import DataConfig
+from hwnas.deploy.engines import engine_card
 from hwnas.stages.artifacts import data_inputs, is_current
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ BUNDLED = {
     "genotype.json",
     "manifest.json",
     "model.onnx",
+    "engines",
     "report.html",
+    "run.py",
+    "sbom.cdx.json",
     "verification.json",
     "weights.safetensors",
 }
@@ -87,7 +91,22 @@ def test_the_bundle_holds_all_that_is_promised(finished: Any) -> None:
     )
     assert check.returncode == 0, check.stdout
     listed = {line.split("  ")[1] for line in _lines(finished.bundle / "SHA256SUMS")}
-    assert listed == {file.name for file in finished.bundle.iterdir()} - {"SHA256SUMS"}
+    files = [file for file in finished.bundle.rglob("*") if file.is_file()]
+    assert listed == {str(file.relative_to(finished.bundle)) for file in files} - {"SHA256SUMS"}
+
+
+def test_sidecars_hold_what_was_found_on_the_engines(finished: Any) -> None:
+    found = json.loads((finished.bundle / "verification.json").read_text())
+    card = engine_card(finished.bundle, "onnxruntime-cpu")
+    assert card.figures is not None
+    assert card.figures.n == found["clean_accuracy"]["engine"]["n"]
+    assert card.figures.clean_accuracy == found["clean_accuracy"]["engine"]["value"]
+    assert card.figures.robust_accuracy <= found["black_box"]["square"]["value"] + 1e-9 or (
+        card.figures.robust_n < found["black_box"]["square"]["n"]
+    )
+    assert card.figures.latency is not None
+    assert card.figures.latency.median_us == found["latency"]["median_us"]
+    assert "eps 0.1" in card.figures.threat
 
 
 def test_the_card_says_what_it_was_made_with(finished: Any) -> None:
