@@ -15,7 +15,7 @@ from hwnas.core.errors import ExportError
 from hwnas.deploy.example import example_py
 
 if TYPE_CHECKING:
-    from conftest import SmallBundle
+    from tests.hwnas.deploy.bundled.conftest import SmallBundle
 
 # Isolated from the folder and the user's settings; and the packages that must not be needed are
 # made impossible to import.

@@ -20,7 +20,7 @@ from hwnas_profilers.records import Statistics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import SmallBundle
+    from tests.hwnas.deploy.bundled.conftest import SmallBundle
 
 UTC = "2026-01-02T03:04:05+00:00"
 FIGURES = EngineFigures(
@@ -118,5 +118,5 @@ def test_the_model_needs_its_runtime(small_bundle: SmallBundle) -> None:
 
 
 def test_a_folder_without_engines_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="engine.json"):
+    with pytest.raises(ArtifactError, match=r"engine\.json"):
         sbom_json(tmp_path)

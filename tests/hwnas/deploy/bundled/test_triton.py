@@ -27,7 +27,7 @@ from hwnas.deploy.triton import MAX_BATCH, config_pbtxt, model_name, unserved_re
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import SmallBundle
+    from tests.hwnas.deploy.bundled.conftest import SmallBundle
 
 FIELDS = {
     "Value": "string_value",
