@@ -18,7 +18,6 @@ CLEAN = "clean"
 WORST = "worst"
 HRS = "hrs"
 MEASURED_MS = "measured_ms"
-POINTS = "points"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,20 +14,20 @@ the machine's code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hwnas.core.errors import ConfigError
-from hwnas.robustness.bounds.margins import Method, margin_lower_bounds
-from hwnas.robustness.evaluate import Accuracy
+from hwnas.robustness.bounds.margins import margin_lower_bounds
 from hwnas.robustness.threat import Eps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from hwnas.robustness.bounds.margins import Method
 
     Forward = Callable[[Any], Any]
 
@@ -36,21 +36,6 @@ PIXEL_ROUNDING = 2.0**-24
 
 _SPARE = 10.0
 """How much larger than the largest difference seen the slack is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CertifiedAccuracy:
-    """The share of samples that are right, and provably so in the whole ball.
-
-    Attributes:
-        eps: The ball's radius in pixel units.
-        method: How it was proven.
-        accuracy: The share with its 95 % Wilson interval.
-    """
-
-    eps: float
-    method: Method
-    accuracy: Accuracy
 
 
 def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -146,18 +131,6 @@ def certified_flags(
             rows = rows[found]
             flags[place, rows] = True
     return flags
-
-
-def certified_accuracy(
-    flags: Tensor, eps: Sequence[Eps], method: Method
-) -> tuple[CertifiedAccuracy, ...]:
-    """Count the flags of `certified_flags`, over all samples: those that are wrong count too."""
-    return tuple(
-        CertifiedAccuracy(
-            eps=each, method=method, accuracy=Accuracy.from_counts(int(row.sum()), len(row))
-        )
-        for each, row in zip(eps, flags, strict=True)
-    )
 
 
 def certified_radius(

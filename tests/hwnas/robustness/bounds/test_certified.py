@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -15,7 +14,6 @@ from hwnas.core.errors import CertificateBrokenError, ConfigError
 from hwnas.robustness.bounds import Method
 from hwnas.robustness.bounds import run as running
 from hwnas.robustness.bounds.certified import (
-    certified_accuracy,
     certified_flags,
     certified_radius,
     is_certified,
@@ -81,11 +79,9 @@ def test_tighter_methods_certify_more(problem: Any) -> None:
 def test_a_larger_ball_is_certified_for_fewer(problem: Any) -> None:
     pixels, classes = problem.tensors(32)
     flags = certified_flags(double(problem.model), pixels, classes, eps=RADII, method="crown")
-    rows = certified_accuracy(flags, RADII, "crown")
-    assert [row.eps for row in rows] == list(RADII)
-    assert all(one.accuracy.value >= two.accuracy.value for one, two in pairwise(rows))
-    assert rows[0].accuracy.n == 32
-    assert rows[3].accuracy.low < rows[3].accuracy.value < rows[3].accuracy.high
+    counts = flags.sum(1).tolist()
+    assert 0 < counts[3] < counts[0] <= 32
+    assert counts == sorted(counts, reverse=True)
     assert not (flags[1:] & ~flags[:-1]).any()
 
 
