@@ -4,7 +4,7 @@ Asked: on this processor at batch 1 at least 4 times as fast as PyTorch's eager 
 than the best of ONNX Runtime's default sessions: the interval of its median does not lie above that
 one's. torch.compile and OpenVINO stand beside them. Engines are made, opened, compared and timed by
 the functions of `hwnas export` and `hwnas bench`. On a busy machine nothing is judged: calls that
-take longer are interrupted more often, which makes engines look faster than they are beside PyTorch.
+take longer are interrupted more often, so engines look faster beside PyTorch than they are.
 
 The networks are the largest of each space, untrained: what a network takes depends on its shape,
 not on what it has learned.
@@ -33,7 +33,7 @@ from hwnas.deploy.rivals import EAGER, engines_of, rivals_of
 from hwnas.report.bench_picture import bench_svg
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
-from hwnas.stages.bench import lines_of
+from hwnas.stages.bench import MOST_NOISY, lines_of
 from hwnas_export.onnx_export import onnx_from_module
 from hwnas_profilers.timing import TimingSettings
 
@@ -44,8 +44,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "deploy"
 TARGET = "onnxruntime-cpu"
 DEFAULT_SESSIONS = "ONNX Runtime default"
 ASKED_TIMES_EAGER = 4.0
-MOST_NOISY = 0.5
-"""Where more than this share of the rounds was disturbed, nothing is judged."""
 
 
 def main() -> None:

@@ -18,6 +18,9 @@ KIND = "bench"
 RECORD_FILE = "bench.json"
 PICTURE_FILE = "bench.svg"
 
+MOST_NOISY = 0.5
+"""Where more than this share of the rounds was disturbed, ratios say little."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchLine:
@@ -162,6 +165,11 @@ def bench(
         seed=seed,
         progress=progress,
     )
+    if found.noisy_rounds > MOST_NOISY * found.rounds:
+        progress.say(
+            f"bench: the machine was busy in {found.noisy_rounds} of {found.rounds} rounds. Calls "
+            "that take longer are interrupted more often: do not quote these ratios"
+        )
     result = BenchResult(
         bundle=str(bundle),
         device=this_device().name,

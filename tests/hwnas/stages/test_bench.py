@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import click.testing
+
     from tests.hwnas.stages.conftest import Finished
 
 # Intervals so wide that the fewest samples will do; torch.compile would take minutes.

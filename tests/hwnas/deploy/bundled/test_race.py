@@ -29,10 +29,9 @@ from hwnas_profilers.timing import TimingSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.hwnas.deploy.bundled.conftest import SmallBundle
-
     from hwnas.deploy.race import Race
     from hwnas_export.runner import Runner
+    from tests.hwnas.deploy.bundled.conftest import SmallBundle
 
 SHAPE = (1, 8, 8)
 QUICK = TimingSettings(
