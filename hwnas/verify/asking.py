@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
+from hwnas.core.environment import usable_cores
 from hwnas.core.errors import DataError
 from hwnas.robustness.evaluate import logits_from_module, logits_from_runner
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
@@ -44,7 +44,7 @@ def asking(engine: Runner, *, batch: int, workers: int | None = None) -> Iterato
     """
     fixed = engine.input_shape[0]
     shared = isinstance(engine, OnnxRuntimeRunner) and "-cpu" in engine.name
-    count = (workers or _cores()) if shared else 1
+    count = (workers or usable_cores()) if shared else 1
     size = fixed or (min(batch, _PART) if shared else batch)
     if count == 1:
         yield lambda images: logits_from_runner(engine, images, batch=size)
@@ -84,7 +84,3 @@ def reference_logits(
             f"({len(images)}, classes)"
         )
     return logits
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
