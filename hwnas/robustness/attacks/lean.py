@@ -9,9 +9,8 @@ gradients are compared before it is used. What counts as broken is decided by th
 from __future__ import annotations
 
 import copy
-import inspect
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import fx, nn
@@ -66,14 +65,24 @@ def _folded(model: nn.Module) -> nn.Module | None:
     if plain is None:
         return None
     try:
-        # A forward that can also record its features is traced as it is asked: without.
-        parameters = list(inspect.signature(plain.forward).parameters.values())[1:]
-        others = {each.name: each.default for each in parameters if each.default is not each.empty}
-        traced = fx.symbolic_trace(plain, concrete_args=others)
+        traced = fx.symbolic_trace(_OfImages(plain))
     except Exception:  # any branch on the data, or whatever else a forward does
         return None
     fold_batch_norms(traced)
     return channels_last(traced.eval().requires_grad_(False))
+
+
+@final
+class _OfImages(nn.Module):
+    """A model asked for images alone: a trace would take what it may be given besides as given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
 
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:

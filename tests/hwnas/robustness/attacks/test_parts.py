@@ -154,6 +154,23 @@ def test_normalizations_are_folded_where_they_follow_alone() -> None:
     assert all(weight.requires_grad for weight in network.parameters())
 
 
+class Tapped(Residual):
+    """Takes more than images, as our networks do, and gives more where it is given."""
+
+    def forward(self, images: Tensor, taps: list[Tensor] | None = None) -> Tensor:
+        if taps is not None:
+            taps.append(images)
+        return super().forward(images)
+
+
+def test_what_attacks_leave_out_is_traced_as_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    network, images = Tapped().eval(), torch.rand(5, 1, 8, 8)
+    with lean_copy(network, images) as lean:
+        assert isinstance(lean, fx.GraphModule)  # and with it folded
+        torch.testing.assert_close(lean(images), network(images))
+    assert capfd.readouterr() == ("", "")  # torch.fx prints the trace of what fails in one
+
+
 class HiddenGradient(Residual):
     """Hides its gradient in a way that a trace does not see."""
 
