@@ -11,14 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwnas.robustness.evaluate import logits_from_module, logits_from_runner
+from hwnas.space.cells.spec import CellSpec
 from hwnas.space.mbconv.space import MBConvSpace
 from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.operators import as_trained
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
 from hwnas.verify.parity import parity_of
+from hwnas.verify.tolerances import Tolerances
 from hwnas_export.onnx_export import onnx_from_module
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
+from hwnas_export.precision import onnx_in_precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +46,17 @@ SPEC = MBConvSpec(
 SPACE = MBConvSpace(SPEC)
 # Block 2 is skipped from 8 to 12 channels, and block 3 from 12 to 8: padded, then cut.
 RESIZED = ("k5-e2-se-w8", "skip-w12", "skip-w8", "k3-e1-w16", "skip-w12")
+
+
+CELLS = CellSpec(
+    name="few-cells",
+    image_shape=(1, 8, 8),
+    classes=10,
+    cells=3,
+    channels=4,
+    nodes=2,
+    operations=("none", "skip", "sep3"),
+)
 
 
 def parity(space: ChainSpace, genotype: Genotype, *batches: int) -> list[Parity]:
@@ -87,3 +101,37 @@ def test_a_network_of_a_users_space_is_exported(users_code: Path) -> None:
     (found,) = parity(space, space.smallest, 3)
     assert found.max_abs_diff is not None
     assert found.max_abs_diff < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["channel", "mbconv", "cells", "user"])
+def test_networks_of_every_space_are_exported_in_every_precision(
+    kind: str, users_code: Path
+) -> None:
+    """Rounding alone is judged: networks without training, whose predictions say nothing."""
+    space = {
+        "channel": lambda: space_from_spec(space_spec("rnas-cl-xs")),
+        "mbconv": lambda: SPACE,
+        "cells": lambda: space_from_spec(CELLS),
+        "user": lambda: space_from_spec(
+            space_spec(f"user:{users_code}:network", image_shape=(1, 8, 8))
+        ),
+    }[kind]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = as_trained(space.network(space.smallest)).eval()
+    shape = space.spec.image_shape
+    model = onnx_from_module(twin, (1, *shape), dynamic_batch=True)
+    rng = np.random.default_rng(0)
+    images, calibration = (rng.random((48, *shape), dtype=np.float32) for _ in range(2))
+    expected = logits_from_module(twin, images, batch=48)
+    tolerances = Tolerances()
+    for precision, symmetric in (("fp32", False), ("fp16", False), ("int8", False), ("int8", True)):
+        converted = onnx_in_precision(
+            model, precision, calibration=calibration, symmetric=symmetric, float_head=True
+        )
+        with OnnxRuntimeRunner(converted.SerializeToString()) as engine:
+            found = parity_of(expected, logits_from_runner(engine, images, batch=48))
+        assert found.relative_l2 is not None
+        assert found.relative_l2 < tolerances.at_precision(precision).relative_l2
+        assert found.distinct_logits_engine > 0.9 * found.distinct_logits_twin
