@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -12,8 +12,11 @@ from hwnas.core.decoding import encode_json
 
 # Not for type checking alone: msgspec evaluates the annotations when it decodes.
 from hwnas.core.environment import Device
+from hwnas.core.errors import TargetError
+from hwnas.deploy.conversion import Conversion
 from hwnas.deploy.engines import engine_card, engine_cards, model_of
 from hwnas.deploy.example import EXAMPLE_FILE, example_py
+from hwnas.deploy.making import SOURCE_FILE
 from hwnas.deploy.records import ENGINES_FOLDER, SIDECAR_FILE, EngineCard
 from hwnas.verify.speed import Speed, Throughput, tail_of
 from hwnas_profilers.records import Session
@@ -63,11 +66,14 @@ class BoardRecord:
 def model_for(bundle: Path, target: Target, portable: EngineCard) -> tuple[EngineCard, bytes]:
     """Choose the model of a bundle that a board is to build, and read it.
 
+    Where the bundle holds no engine for the target, FP32 is built from the portable model, and FP16
+    from its conversion, which needs nothing else: a host without TensorRT can serve a Jetson. INT8
+    takes ranges of held-out images, which `hwnas export` has.
+
     Args:
         bundle: A bundle whose hashes have been checked.
         target: The board's target.
-        portable: What is known of the model in FP32, which every runtime can build. It is taken for
-            targets in FP32 that the bundle holds no engine for.
+        portable: What is known of the model in FP32, which every runtime can build.
 
     Returns:
         Its sidecar, for this target, and the serialized model.
@@ -75,18 +81,34 @@ def model_for(bundle: Path, target: Target, portable: EngineCard) -> tuple[Engin
     Raises:
         TargetError: The bundle holds no model in the target's precision.
         ArtifactError: The model is not the one that its sidecar describes.
+        ExportError: The portable model cannot be converted.
     """
-    known = {card.target for card in engine_cards(bundle)}
-    if target.name not in known and target.runtime.precision == portable.precision:
-        card = replace(portable, target=target.name)
-    else:
+    precision = target.runtime.precision
+    if target.name in {card.target for card in engine_cards(bundle)}:
         card = engine_card(bundle, target.name)
-    # What was built and chosen on another device is no part of what is built there.
-    built = replace(
-        card, plan="", plan_sha256="", session={}, packages={}, device=None, choice=None,
-        compute_capabilities=(), figures=None,
-    )  # fmt: skip
-    return built, model_of(bundle, built)
+        # What was built and chosen on another device is no part of what is built there.
+        built = replace(
+            card, plan="", plan_sha256="", session={}, packages={}, device=None, choice=None,
+            compute_capabilities=(), figures=None,
+        )  # fmt: skip
+        return built, model_of(bundle, built)
+    if precision not in ("fp32", "fp16"):
+        raise TargetError(
+            f"{bundle} holds no engine for target `{target.name}`",
+            hint="make one, even if it is slower here than FP32: hwnas export --targets "
+            f"{target.name} --keep-slower",
+        )
+    source = model_of(bundle, portable)
+    card = replace(portable, target=target.name, precision=precision)
+    if precision == "fp32":
+        return card, source
+    content = Conversion(source, _no_images)(target.name).content
+    place = f"{ENGINES_FOLDER}/{target.name}/{SOURCE_FILE}"
+    return replace(card, model=place, model_sha256=sha256_of(content)), content
+
+
+def _no_images() -> NoReturn:
+    raise AssertionError("half precision needs no ranges")
 
 
 def files_to_keep(card: EngineCard, model: bytes) -> dict[str, bytes]:

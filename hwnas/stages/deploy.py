@@ -89,6 +89,7 @@ def deploy(
         The figures and gates, and the board.
 
     Raises:
+        ConfigError: A number is out of range.
         ArtifactError: The bundle is none, or a file of it was changed.
         TargetError: The target is none of a board, the bundle has no model for it, or the board
             cannot be reached, lacks the runtime, was lost, or has no room.
@@ -101,7 +102,7 @@ def deploy(
     from hwnas.core.artifacts import MANIFEST, ManifestDraft, check_place, new_artifact
     from hwnas.core.artifacts import sha256_of_file as hash_of
     from hwnas.core.decoding import encode_json
-    from hwnas.core.errors import GateFailedError
+    from hwnas.core.errors import ConfigError, GateFailedError
     from hwnas.data.sources import load_data
     from hwnas.deploy.board import model_for
     from hwnas.stages.bundle import open_bundle
@@ -122,6 +123,8 @@ def deploy(
         "adaptive_samples": adaptive_samples,
         "relative_width": relative_width,
     }
+    if budget_ms is not None and not budget_ms > 0:
+        raise ConfigError(f"budget_ms is {budget_ms}, not a time above 0")
     check_place(out)
     opened = open_bundle(bundle)
     card, model = model_for(bundle, target, _portable(opened))
@@ -240,7 +243,7 @@ def _say_what_is_sent(
     times += min(settings.adaptive_samples, count) * (2 * settings.adaptive_steps + 6)
     size = model_bytes + times * images[0].size * _FLOAT_BYTES
     progress.say(
-        f"deploy: at most {size / _MIB:,.0f} MiB will be sent, as a rule a fraction of that; "
+        f"deploy: at most {size / _MIB:,.1f} MiB will be sent, as a rule a fraction of that; "
         "--images, --square-queries, --adaptive-steps and the like bound it"
     )
 
@@ -318,6 +321,9 @@ def _verified(
         progress.say(f"deploy: the engine was left in {kept} on the board")
     measuring = session_of(log, workloads=1, seconds=timed_s, facts=runner.facts())
     sent_bytes, received_bytes = runner.traffic_bytes
+    progress.say(
+        f"deploy: {sent_bytes / _MIB:,.1f} MiB were sent, {received_bytes / _MIB:,.1f} MiB received"
+    )
     record = BoardRecord(
         target=runner.name,
         device=runner.device,

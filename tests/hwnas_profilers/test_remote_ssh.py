@@ -16,21 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from torch import nn
 
 from hwnas.core.environment import this_device
 from hwnas.core.errors import TargetError
+from hwnas_export.onnx_export import onnx_from_module
+from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 from hwnas_profilers import remote_board
 from hwnas_profilers.operators import profile_operators
 from hwnas_profilers.profiler import profiler_for
 from hwnas_profilers.remote import RemoteProfiler
+from hwnas_profilers.remote_runner import RemoteRunner
 from hwnas_profilers.targets import parse_target
-from hwnas_profilers.timing import TimingSettings, Visit, time_in_rounds
+from hwnas_profilers.timing import RoundLog, TimingSettings, Visit, time_in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from hwnas_profilers.conditions import MachineState
@@ -258,6 +262,36 @@ def test_a_connection_cut_within_a_round_is_gone_on_from(
     assert sorted(kept) == sorted(map(id, bench.visits))  # all of them, and each once
     for each in timed:
         assert slow.min_samples <= each.count <= slow.max_samples
+
+
+def test_a_network_is_fed_over_ssh_and_only_what_is_kept_is_left(
+    client: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "board"
+    home.mkdir()
+    places = f"cd {home} && HOME={home} TMPDIR={home} XDG_CACHE_HOME={home}"
+    python = wrapper(tmp_path / "python", f'{places} exec {sys.executable} "$@"')
+    monkeypatch.setenv("HWNAS_REMOTE_PYTHON", python)
+    module = nn.Conv2d(3, 4, 3).eval()
+    model = onnx_from_module(module, (1, 3, 8, 8), dynamic_batch=True).SerializeToString()
+    images = np.random.default_rng(0).random((5, 3, 8, 8), dtype=np.float32)
+    progress = Listener()
+    target = parse_target(client.target)
+    with RemoteRunner(target, model, pauses_s=(0.1, 0.5), progress=progress) as board:
+        before = board.infer(images)
+        client.cut()
+        after = board.infer(images)
+        (latency,) = board.time([1], SETTINGS, log=RoundLog())
+        kept = board.keep("engine", {"SHA256SUMS": b"0  model\n", "model": model})
+        assert board.facts()["connections"] == "2"
+    with OnnxRuntimeRunner(model) as here:
+        expected = here.infer(images)
+    assert np.array_equal(before, expected)
+    assert np.array_equal(after, expected)
+    assert latency.median_us > 0
+    assert len(progress.said) == 1
+    assert kept == str(home / "engine")
+    assert sorted(file.name for file in home.rglob("*")) == ["SHA256SUMS", "engine", "model"]
 
 
 def test_an_agent_that_is_killed_again_and_again_is_given_up(

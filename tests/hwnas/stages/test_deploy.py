@@ -74,6 +74,7 @@ def test_an_engine_is_verified_on_a_board_and_left_there(
     result = hwnas("deploy", bundle, BOARD, "--out", out, "--keep", there, *FEW, "--json")
     assert result.exit_code == 0, result.stderr
     assert "MiB will be sent" in result.stderr
+    assert "MiB were sent" in result.stderr
     found = json.loads(result.stdout)
     assert found["passed"] is True
     read_manifest(out, kind="deploy")
