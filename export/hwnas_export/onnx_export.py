@@ -20,13 +20,14 @@ import onnx
 import onnx.checker
 import onnx.utils
 import torch
+import torch._dynamo.exc
 from torch import nn
 from torch.fx.experimental import _config as tracing
 
 from hwnas.core.errors import ExportError
 from hwnas_export.folding import folded_copy
 from hwnas_export.onnx_metadata import metadata_of, names_source
-from hwnas_export.onnx_refusals import export_refusal
+from hwnas_export.onnx_refusals import ANY_BATCH_HINT, broken_guards, export_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -153,8 +154,9 @@ def _export(
     folded = folded_copy(module)
     try:
         with _interrupts_deferred(), _quiet_exporter(), torch.no_grad():
+            trace, without_one = _traced(folded, examples, dynamic_shapes)
             program = torch.onnx.export(
-                _traced(folded, examples, dynamic_shapes),
+                trace,
                 dynamo=True,
                 opset_version=opset,
                 input_names=inputs,
@@ -171,16 +173,50 @@ def _export(
     model = program.model_proto
     _check_ends(model, type(module).__name__, len(outputs), dynamic_shapes is not None)
     _strip_metadata(model)
+    if without_one:
+        _check_batch_of_one(model, folded, examples[0])
     return model
 
 
 def _traced(
     module: nn.Module, examples: tuple[Tensor, ...], dynamic_shapes: tuple[Any, ...] | None
-) -> torch.export.ExportedProgram:
-    """Trace a module, as the exporter would, but with the open batch kept or refused."""
+) -> tuple[torch.export.ExportedProgram, bool]:
+    """Trace a module, as the exporter would, but with the open batch kept or refused.
+
+    Returns:
+        The trace, and whether a batch of 1 may take another path. Torch's own operators ask for it
+        when they look at strides, and compute alike: so it is for the caller to try.
+    """
     # Or a batch of 1 would be another path than all others, whatever the module does.
     with tracing.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # made at run time
-        return torch.export.export(module, examples, dynamic_shapes=dynamic_shapes, strict=False)
+        try:
+            shapes = dynamic_shapes
+            return torch.export.export(module, examples, dynamic_shapes=shapes, strict=False), False
+        except torch._dynamo.exc.UserError as error:
+            if set(broken_guards(error)) != {"batch != 1"}:
+                raise
+        shapes = ({0: torch.export.Dim("batch", min=2, max=_MAX_BATCH)},)
+        return torch.export.export(module, examples, dynamic_shapes=shapes, strict=False), True
+
+
+def _check_batch_of_one(model: onnx.ModelProto, module: nn.Module, example: Tensor) -> None:
+    """See that a batch of 1 is computed like the larger ones that were traced."""
+    import onnxruntime as ort
+
+    images = torch.rand(1, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = module(images)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what it would print is in what it raises
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    given = torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
+    scale = max(1.0, float(expected.abs().max()))
+    if given.shape != expected.shape or not torch.allclose(given, expected, atol=1e-4 * scale):
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported to ONNX: it computes something else for a "
+            "batch of 1",
+            hint=ANY_BATCH_HINT,
+        )
 
 
 def _check_ends(model: onnx.ModelProto, name: str, count: int, dynamic: bool) -> None:

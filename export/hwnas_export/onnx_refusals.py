@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+ANY_BATCH_HINT = "export it with a fixed batch, or make it compute alike whatever the batch"
+
 _GUARD = re.compile(r"satisfy the generated guard (.+?)\.?$", re.MULTILINE)
 _BATCH = re.compile(r"L\['[^']*'\](?:\[\d+\])?\.size\(\)\[0\]")
 
@@ -41,6 +43,13 @@ def export_refusal(error: Exception, module: nn.Module) -> ExportError:
     )
 
 
+def broken_guards(error: BaseException) -> list[str]:
+    """Return the conditions on `batch` that a trace needs, and an open batch does not keep."""
+    if not isinstance(error, torch._dynamo.exc.UserError):
+        return []
+    return [_BATCH.sub("batch", guard) for guard in _GUARD.findall(str(error))]
+
+
 def _reason(causes: list[BaseException], node: torch.fx.Node | None) -> tuple[str, str]:
     """Return what is wrong and how to mend it."""
     if any(isinstance(cause, GuardOnDataDependentSymNode) for cause in causes):
@@ -49,12 +58,9 @@ def _reason(causes: list[BaseException], node: torch.fx.Node | None) -> tuple[st
             "control flow that depends on data cannot be traced: compute both sides and choose "
             "with torch.where",
         )
-    guards = [guard for cause in causes for guard in _GUARD.findall(str(cause))]
-    if guards and isinstance(causes[0], torch._dynamo.exc.UserError):
-        return (
-            f"it is the same for every batch only while {_BATCH.sub('batch', guards[0])}",
-            "export it with a fixed batch, or make it compute alike whatever the batch",
-        )
+    guards = broken_guards(causes[0])
+    if guards:
+        return (f"it is the same for every batch only while {guards[0]}", ANY_BATCH_HINT)
     if node is not None and type(causes[-1]).__name__ == "DispatchError":
         return (
             f"there is nothing in ONNX for the operator {node.target}",

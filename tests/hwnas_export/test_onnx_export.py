@@ -73,6 +73,18 @@ class AllButFive(nn.Module):
         return images if images.shape[0] != 5 else -images
 
 
+class AllButOne(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images if images.shape[0] != 1 else -images
+
+
+class FirstChannels(nn.Module):
+    """Flattening what is not contiguous asks whether the batch is 1, and does the same then."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :2].flatten(1)
+
+
 class Pairs(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.reshape(2, -1)
@@ -180,6 +192,16 @@ def test_what_cannot_be_exported_is_one_clear_error(
         assert module.training
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("torch").level != logging.ERROR
+
+
+def test_a_batch_of_one_that_is_computed_alike_is_no_other_path() -> None:
+    module = FirstChannels()
+    model = onnx_from_module(module, (1, 3, 8, 8), dynamic_batch=True)
+    for batch in (1, 2, 5):
+        images = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(batch))
+        np.testing.assert_allclose(run(model, images), module(images).detach().numpy(), atol=1e-5)
+    with pytest.raises(ExportError, match="something else for a batch of 1"):
+        onnx_from_module(AllButOne(), (1, 3, 8, 8), dynamic_batch=True)
 
 
 @pytest.mark.parametrize(
