@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hwnas.core.environment import this_device
+
 if TYPE_CHECKING:
     from hwnas.deploy.records import EngineCard
     from hwnas_export.tensorrt_plan import GivenPlan
@@ -52,12 +54,11 @@ def plan_place() -> PlanPlace:
     from hwnas_export.tensorrt_api import tensorrt_version
 
     package, _, version = tensorrt_version().partition(" ")
-    device = cuda_driver().device()
-    major, minor = device.compute_capability
+    major, minor = cuda_driver().device().compute_capability
     return PlanPlace(
         package=package,
         version=version,
-        device=device.name,
+        device=this_device("cuda").name,  # as sidecars name it
         compute_capability=f"{major}.{minor}",
     )
 

@@ -24,6 +24,7 @@ from hwnas.deploy.engines import (
 from hwnas.deploy.plans import PlanPlace
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 from hwnas_export.tensorrt_runner import TensorRTRunner
+from hwnas_profilers.targets import parse_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ def bundle(tmp_path: Path, portable: bytes, new_card: NewCard) -> Path:
 @pytest.fixture
 def plan_card(bundle: Path, new_card: NewCard, monkeypatch: pytest.MonkeyPatch) -> EngineCard:
     """An engine of TensorRT, whose plan is no plan: it must not get as far as to be read."""
-    monkeypatch.setattr(engines, "require_target", engines.parse_target)
+    monkeypatch.setattr(engines, "require_target", parse_target)
     monkeypatch.setattr(engines, "plan_place", lambda: HERE)
     card = new_card(
         target="tensorrt-fp32",
@@ -184,7 +185,7 @@ def test_what_runs_no_onnx_model_is_refused(target: str, says: str) -> None:
 
 
 def test_settings_are_for_runtimes_that_have_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "require_target", engines.parse_target)
+    monkeypatch.setattr(engines, "require_target", parse_target)
     with pytest.raises(ConfigError, match="`openvino-cpu` has no settings of a session"):
         runner_for("openvino-cpu", b"", session={"memory_arena": "off"})
     with pytest.raises(ConfigError, match="no setting `arena`"):

@@ -15,6 +15,7 @@ from hwnas.core.errors import DataError, ExportError, MissingDependencyError, Ta
 from hwnas.deploy import making
 from hwnas.deploy.conversion import Conversion
 from hwnas.deploy.engine_parity import engine_parity, model_parity
+from hwnas.deploy.engine_targets import check_buildable
 from hwnas.deploy.engines import engine_cards, open_runner
 from hwnas.deploy.making import make_engines
 from hwnas.deploy.records import CalibrationData, LatencyChoice
@@ -195,7 +196,7 @@ def test_plans_are_built_ahead_of_time_where_there_is_no_gpu(
         rtx = is_rtx(trt_module())
     except (MissingDependencyError, TargetError) as error:
         pytest.skip(str(error))
-    if not rtx or making.check_buildable(target):
+    if not rtx or check_buildable(target):
         pytest.skip("only TensorRT for RTX, without a GPU, builds ahead of time")
     named = replace(recipe, compute_capabilities=("8.6", "8.9"))
     (card,) = make_engines(folder, [target], conversion, named).cards

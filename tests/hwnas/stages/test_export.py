@@ -109,14 +109,13 @@ def test_networks_of_every_space_are_exported_in_every_precision(
     kind: str, users_code: Path
 ) -> None:
     """Rounding alone is judged: networks without training, whose predictions say nothing."""
-    space = {
-        "channel": lambda: space_from_spec(space_spec("rnas-cl-xs")),
-        "mbconv": lambda: SPACE,
-        "cells": lambda: space_from_spec(CELLS),
-        "user": lambda: space_from_spec(
-            space_spec(f"user:{users_code}:network", image_shape=(1, 8, 8))
-        ),
-    }[kind]()
+    spec = {
+        "channel": space_spec("rnas-cl-xs"),
+        "mbconv": SPEC,
+        "cells": CELLS,
+        "user": space_spec(f"user:{users_code}:network", image_shape=(1, 8, 8)),
+    }[kind]
+    space = space_from_spec(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         twin = as_trained(space.network(space.smallest)).eval()
