@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hwnas.deploy.race import Absence, Lane
     from hwnas.deploy.records import EngineCard
     from hwnas.stages.bundle import Bundle
+    from hwnas_profilers.timing import TimingSettings
 
 KIND = "bench"
 RECORD_FILE = "bench.json"
@@ -137,13 +138,12 @@ def bench(
     from hwnas.deploy.rivals import engines_of, rivals_of
     from hwnas.stages.bundle import open_bundle
     from hwnas.stages.calls import call_text
-    from hwnas_profilers.timing import TimingSettings
 
     if compile_limit_s < 0:
         raise ConfigError(f"compile_limit_s is {compile_limit_s}, not at least 0")
     if seed < 0:
         raise ConfigError(f"seed is {seed}, not at least 0")
-    settings = TimingSettings(relative_width=relative_width, min_sample_us=500.0, seed=seed)
+    settings = timing_of(relative_width, seed)
     if out is not None:
         check_place(out)
         if (out / MANIFEST).is_file():
@@ -204,6 +204,17 @@ def bench(
         (folder / RECORD_FILE).write_bytes(encode_json(document, indent=1))
         (folder / PICTURE_FILE).write_bytes(bench_svg(found.lanes, result.device))
     return result
+
+
+def timing_of(relative_width: float, seed: int) -> TimingSettings:
+    """Return how long is timed: samples of half a millisecond, as of whole networks.
+
+    Raises:
+        ConfigError: The width is no share.
+    """
+    from hwnas_profilers.timing import TimingSettings
+
+    return TimingSettings(relative_width=relative_width, min_sample_us=500.0, seed=seed)
 
 
 def lines_of(lanes: tuple[Lane, ...]) -> tuple[BenchLine, ...]:

@@ -11,6 +11,7 @@ import pytest
 from hwnas.core.artifacts import ManifestDraft, new_artifact, read_manifest
 from hwnas.core.errors import ArtifactError, ConfigError, InputFileError, TargetError
 from hwnas.stages.bench import PICTURE_FILE, RECORD_FILE, bench
+from hwnas_profilers.timing import TimingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 QUICK: dict[str, Any] = {"relative_width": 0.9, "compile_limit_s": 0.0}
 
 
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take as few samples as statistics need, on a busy machine too."""
+    settings = TimingSettings(
+        relative_width=0.9, min_samples=6, max_samples=6, samples_per_round=3, min_sample_us=0,
+        max_disturbed=0.0,
+    )  # fmt: skip
+    monkeypatch.setattr("hwnas.stages.bench.timing_of", lambda *_: settings)
+
+
+@pytest.mark.usefixtures("few_samples")
 def test_figures_and_picture_are_written(
     finished: Finished, tmp_path: Path, hwnas: Callable[..., click.testing.Result]
 ) -> None:
@@ -53,6 +65,7 @@ def test_figures_and_picture_are_written(
     assert len(read_manifest(out, kind="bench").outputs) == 2
 
 
+@pytest.mark.usefixtures("few_samples")
 def test_the_table_names_those_that_were_not_timed(
     finished: Finished, hwnas: Callable[..., click.testing.Result]
 ) -> None:
