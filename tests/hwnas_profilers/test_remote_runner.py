@@ -15,7 +15,6 @@ from hwnas.core.errors import DataError, ExportError, TargetError
 from hwnas_export.onnx_export import onnx_from_module
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 from hwnas_profilers import remote_runner
-from hwnas_profilers.agent import unpacked
 from hwnas_profilers.remote_packing import packed
 from hwnas_profilers.remote_runner import RemoteRunner
 from hwnas_profilers.targets import parse_target
@@ -319,24 +318,3 @@ def test_room_is_looked_for_before_anything_is_kept(model: bytes, tmp_path: Path
             with pytest.raises(TargetError, match=told):
                 board.check_room(str(folder), needed)
     assert [each.name for each in tmp_path.iterdir()] == ["notes"]
-
-
-@pytest.mark.parametrize(
-    ("array", "palette"),
-    [
-        (np.linspace(0, 1, 4096, dtype=np.float32).reshape(4, 1, 32, 32), 0),
-        (np.arange(4096, dtype=np.float32).reshape(4, 1, 32, 32) % 200, 200),
-        (np.arange(8192, dtype=np.float32).reshape(8, 1, 32, 32) % 1000, 1000),
-        (np.array([0.0, -0.0, np.nan, np.inf] * 64, dtype=np.float32), 4),
-        (np.zeros((0, 3, 8, 8), dtype=np.float32), 0),
-        (np.ones((1, 1), dtype=np.float32), 0),
-    ],
-)
-def test_arrays_arrive_as_they_were(array: NDArray[np.float32], palette: int) -> None:
-    packing, payload = packed(array)
-    assert packing["palette"] == palette
-    assert len(payload) <= array.nbytes
-    arrived = unpacked(packing, payload)
-    assert arrived.shape == array.shape
-    assert arrived.dtype == np.float32
-    assert arrived.tobytes() == array.tobytes()

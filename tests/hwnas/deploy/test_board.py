@@ -92,8 +92,8 @@ def test_a_model_that_is_not_the_sidecars_is_refused(
 
 def test_what_is_kept_lists_its_hashes_and_runs_where_it_can(new_card: NewCard) -> None:
     files = files_to_keep(new_card(), b"model")
-    lines = files["SHA256SUMS"].decode().splitlines()
-    listed = dict(reversed(line.split("  ")) for line in lines)
+    lines = [line.split("  ") for line in files["SHA256SUMS"].decode().splitlines()]
+    listed = {name: digest for digest, name in lines}
     others = {name: content for name, content in files.items() if name != "SHA256SUMS"}
     assert listed == {name: sha256_of(content) for name, content in others.items()}
     assert set(others) == {"model.onnx", "run.py", "engines/onnxruntime-cpu/engine.json"}
