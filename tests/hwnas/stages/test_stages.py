@@ -359,7 +359,7 @@ def test_export_verify_and_report(
     figures = tmp_path / "figures.json"
     verified = result_of(hwnas("verify", bundle, "--out", figures, "--json"))
     assert verified["passed"] is True
-    assert json.loads(figures.read_text()) == verified["verification"]
+    assert json.loads(figures.read_text()) == verified
     gates = {gate["name"] for gate in verified["verification"]["gates"]}
     assert {"latency", "agreement", "robust_drop"} < gates
 
