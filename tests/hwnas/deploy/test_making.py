@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.core.environment import this_device
@@ -177,9 +178,25 @@ def test_parity_is_judged_by_the_precision(
     assert fp32.relative_l2 is not None
     assert int8.relative_l2 is not None
     assert fp32.relative_l2 < 1e-6 < int8.relative_l2
-    tight = replace(verify, tolerances=replace(verify.tolerances, relative_l2=1e-7))
-    with pytest.raises(ExportError, match=r"onnxruntime-cpu-int8 differ from PyTorch's by .* norm"):
+    tight = replace(verify, tolerances=replace(verify.tolerances, max_abs_diff=1e-7))
+    with pytest.raises(ExportError, match=r"onnxruntime-cpu-int8 differ from PyTorch's by up to"):
         engine_parity(folder, made.cards[1], IMAGES, expected, tight)
+    with pytest.raises(ExportError, match="differ from PyTorch's by up to"):
+        engine_parity(folder, made.cards[1], IMAGES, expected + 10, verify)
+
+
+def test_an_engine_that_gives_no_numbers_is_refused(
+    folder: Path, recipe: Recipe, portable: bytes, expected: NDArray[np.float32]
+) -> None:
+    model = onnx.load_model_from_string(portable)
+    bias = next(each for each in model.graph.initializer if list(each.dims) == [3])
+    bias.CopyFrom(numpy_helper.from_array(np.full(3, np.inf, np.float32), bias.name))
+    broken = model.SerializeToString()
+    (folder / "model.onnx").write_bytes(broken)
+    conversion = Conversion(broken, lambda: (IMAGES, RECORD))
+    (card,) = make_engines(folder, ["onnxruntime-cpu"], conversion, recipe).cards
+    with pytest.raises(ExportError, match="NaN or infinity for 32 of 32 validation images"):
+        engine_parity(folder, card, IMAGES, expected, VerifySettings())
 
 
 @pytest.mark.tensorrt
