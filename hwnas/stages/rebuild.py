@@ -149,9 +149,10 @@ def _models_of(bundle: Path, cards: Sequence[EngineCard]) -> Callable[[str], Eng
         precision = model_precision(target)
         if precision == "fp32":
             return EngineModel(content=(bundle / SOURCE_FILE).read_bytes())
+        symmetric = RUNTIMES[target].symmetric
         for card in cards:
-            alike = RUNTIMES[card.target].symmetric == RUNTIMES[target].symmetric
-            if card.target == target or (alike and card.precision == precision):
+            runtime = RUNTIMES.get(card.target)  # a newer hwnas may know more of them
+            if runtime and (runtime.symmetric, card.precision) == (symmetric, precision):
                 return EngineModel(content=model_of(bundle, card), calibration=card.calibration)
         if precision == "int8":
             raise TargetError(
