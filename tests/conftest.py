@@ -11,7 +11,13 @@ import pytest
 from hwnas_profilers import agent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Keep the tests of a folder in one process: they share runs, exports and trainings."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.parent.as_posix()))
 
 
 @pytest.fixture

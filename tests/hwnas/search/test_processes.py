@@ -25,7 +25,7 @@ def run(*command: object) -> tuple[int, str]:
         [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -205,7 +205,7 @@ def finished(
     out = tmp_path_factory.mktemp("finished") / "run"
     config = new_config()
     process = start("run", config, "--out", out, "--json")
-    stdout, stderr = process.communicate(timeout=240)
+    stdout, stderr = process.communicate(timeout=540)
     assert process.returncode == 0, stderr
     return Finished(
         config=config,

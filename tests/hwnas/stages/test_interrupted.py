@@ -104,7 +104,7 @@ def chain(
     stops = []
     for text, number, name, parts in MOMENTS:
         process = start(text, number, name, "run", config, "--out", out, "--json", code=SCRIPT)
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=400)
         stops.append(
             Stopped(
                 moment=(text, number, name, parts),
@@ -116,7 +116,7 @@ def chain(
             )
         )
     process = start("run", config, "--out", out, "--json")
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
     return Chain(out=out, stops=stops, stdout=stdout, stderr=stderr)
 
@@ -194,7 +194,7 @@ def test_profiling_goes_on_with_the_table(
         "--relative-width", 0.3, "--max-samples", 20, "--out", table, "--json",
     )  # fmt: skip
     process = start("table.jsonl", 12, name, *arguments, code=SCRIPT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=200)
     assert process.returncode == (130 if name == "SIGINT" else -signal.SIGKILL), stderr
     before = table.read_bytes()
     assert before.count(b"\n") in (11, 12)  # stopped at the twelfth, which was not yet safe
@@ -217,7 +217,7 @@ def test_a_process_group_killed_from_outside_while_training(
         while not (tmp_path / "teacher.checkpoint").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     on = hwnas("teacher", "--config", config, "--out", out, "--json")
@@ -240,7 +240,7 @@ def test_ctrl_c_while_networks_are_exported(delay_s: float, start: Start, tmp_pa
             assert line, "it ended before it exported"
         time.sleep(delay_s)
         os.kill(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=200)
     assert process.returncode == 130, stderr
     assert stderr.splitlines() == [
         "error: interrupted; what was finished is kept: the same command goes on from there"

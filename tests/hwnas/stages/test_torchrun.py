@@ -31,7 +31,7 @@ def test_two_processes_make_one_artifact(finished: Any, start: Start, tmp_path: 
         "--config", finished.config, "--out", tmp_path / "search", "--json",
     )  # fmt: skip
     process = start(*given, code=TORCHRUN)
-    stdout, stderr = process.communicate(timeout=200)
+    stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["epochs"] == 2
     assert stderr.count("python: hwnas.api.search(") == 1
@@ -39,7 +39,7 @@ def test_two_processes_make_one_artifact(finished: Any, start: Start, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["search"]
     # Once more, alone: nothing of it depends on how many there were.
     process = start(*given)
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "is finished already" in stderr
 
@@ -51,7 +51,7 @@ def test_an_error_is_told_by_the_process_that_has_it(
         "search", "--table", tmp_path / "none.jsonl", "--teacher", finished.out / "teacher",
         "--out", tmp_path / "search", code=TORCHRUN,
     )  # fmt: skip
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode != 0
     assert not stdout
     assert "none.jsonl does not exist" in stderr

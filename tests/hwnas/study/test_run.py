@@ -305,7 +305,7 @@ def test_processes_share_the_work_and_do_nothing_twice(finished: Finished, tmp_p
         [sys.executable, "-c", TORCHRUN, *map(str, given)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
