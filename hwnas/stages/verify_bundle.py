@@ -10,8 +10,8 @@ import onnx
 
 from hwnas.core.errors import ConfigError, MissingDependencyError, TargetError
 from hwnas.data.sources import load_data
-from hwnas.deploy.engines import engine_card, engine_cards, open_runner
-from hwnas.stages.bundle import MODEL_FILE, arrays_of, open_bundle
+from hwnas.deploy.engines import engine_card, engine_cards, model_of, open_runner
+from hwnas.stages.bundle import arrays_of, open_bundle
 from hwnas.stages.checks import check_images_fit
 from hwnas.stages.verify import VerifyResult
 from hwnas.verify.speed import measure_speed
@@ -99,9 +99,7 @@ def _opened(
     """Return an engine's runner and its ONNX model, whose hashes have been checked."""
     if card is None:
         return OnnxRuntimeRunner(opened.model, threads=opened.card.threads), opened.model
-    runner = open_runner(bundle, card, progress=progress)
-    model = opened.model if card.model == MODEL_FILE else (bundle / card.model).read_bytes()
-    return runner, model
+    return open_runner(bundle, card, progress=progress), model_of(bundle, card)
 
 
 def _verified(
