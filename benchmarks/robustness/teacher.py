@@ -2,7 +2,7 @@
 
     python benchmarks/robustness/teacher.py --data cifar10:FOLDER --work FOLDER
         [--config benchmarks/robustness/teacher.toml] [--images 1000] [--attacks pgd,autoattack]
-        [--epochs N] [--out FILE]
+        [--attack-threads N] [--epochs N] [--out FILE]
 
 A run that was killed and is started again goes on where it was: in training after the last epoch,
 in an attack after the last batch. Four parts:
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE / "teacher.toml")
     parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
     parser.add_argument("--attacks", default="pgd,autoattack")
+    parser.add_argument("--attack-threads", type=int, default=0, help="0: those of the training")
     parser.add_argument("--epochs", type=int, help="others than the settings have")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
@@ -219,6 +220,7 @@ def main() -> None:
         data = load_data(config.data)
         with torch_threads(config.training_threads):
             limit = measured_limit(network, data, config)
+        with torch_threads(given.attack_threads or config.training_threads):
             found = attacked(
                 network,
                 data,
