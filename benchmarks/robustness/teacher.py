@@ -16,8 +16,8 @@ in an attack after the last batch. Four parts:
    limit, and the table of the attacks.
 
 Seconds of training are those of finished epochs with their judging; what a killed run lost is not
-in them. Beside the seconds on the wall stand those of the process's own computing: on a machine that
-others use, and with one thread, these are what a quiet one would take.
+in them. Beside the seconds on the wall stand those of the process's own computing, of all its
+threads: on a machine that others use, they tell how much of it the training got.
 """
 
 from __future__ import annotations
