@@ -99,12 +99,13 @@ def _threat(record: StudyRecord, index: int) -> dict[str, str]:
     threat = record.plan.threats[index]
     model = threat.model
     unit = "pixel" if model.protocol == "pixel" else "normalized"
+    asking = {"square", "autoattack"} & set(threat.attacks)
     return {
         "name": threat.name,
         "what": f"{model.norm}, eps {model.eps} in {unit} units, protocol {model.protocol}",
         "how": f"{', '.join(threat.attacks)}; {model.steps} steps, {model.restarts} "
-        f"restart{'s' * (model.restarts > 1)} of gradient attacks, up to "
-        f"{count(record.plan.queries)} queries of Square",
+        f"restart{'s' * (model.restarts > 1)} of gradient attacks"
+        + (f", up to {count(record.plan.queries)} queries of Square" if asking else ""),
     }
 
 
