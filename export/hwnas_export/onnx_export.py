@@ -151,7 +151,8 @@ def _export(
         raise ExportError(
             f"opset {opset} is not served", hint=f"choose one of {OPSETS[0]} to {OPSETS[-1]}"
         )
-    folded = folded_copy(module)
+    with _quiet_exporter():  # to copy the trace of an exported program makes torch warn
+        folded = folded_copy(module)
     try:
         with _interrupts_deferred(), _quiet_exporter(), torch.no_grad():
             trace, without_one = _traced(folded, examples, dynamic_shapes)

@@ -30,8 +30,8 @@ def harmonic_robustness(clean: float, robust: float) -> float:
         Devaguptapu et al., "On Adversarial Robustness: A Neural Architecture Search perspective"
         (arXiv 2007.08428).
 
-    >>> harmonic_robustness(0.9, 0.3), harmonic_robustness(0.0, 0.0)
-    (0.45, 0.0)
+    >>> harmonic_robustness(0.75, 0.25), harmonic_robustness(0.0, 0.0)
+    (0.375, 0.0)
     """
     for value in (clean, robust):
         if not 0.0 <= value <= 1.0:

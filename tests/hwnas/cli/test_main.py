@@ -341,7 +341,7 @@ def test_rows_within_a_result_are_a_table_below_their_label(
         "    operator  median (us)",
         "    conv      1.5",
         "    head      20",
-        "empty",
+        "empty   none",
         "deep    1 value",
     ]
 
