@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hwnas.core.errors import ConfigError, TargetError
-from hwnas_profilers.targets import RUNTIMES
+from hwnas_profilers.targets import RUNTIMES, parse_target
 
 if TYPE_CHECKING:
     from hwnas.data.images import ImageData
@@ -19,8 +19,9 @@ def check_deployable(target: str) -> None:
     """Check that a bundle can be made for a target; some can only be profiled.
 
     Raises:
-        TargetError: It cannot.
+        TargetError: It cannot, or hwnas knows of no such target.
     """
+    parse_target(target)
     if target not in DEPLOYED:
         raise TargetError(
             f"no bundle can be made for target `{target}`: it can be profiled, not deployed",

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwnas.robustness.evaluate import logits_from_module, logits_from_runner
-from hwnas.space.cells.spec import CellSpec
 from hwnas.space.mbconv.space import MBConvSpace
 from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.operators import as_trained
@@ -22,6 +21,7 @@ from hwnas.verify.tolerances import Tolerances
 from hwnas_export.onnx_export import onnx_from_module
 from hwnas_export.onnxruntime_runner import OnnxRuntimeRunner
 from hwnas_export.precision import onnx_in_precision
+from tests.hwnas.stages.few_cells import CELLS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,17 +46,6 @@ SPEC = MBConvSpec(
 SPACE = MBConvSpace(SPEC)
 # Block 2 is skipped from 8 to 12 channels, and block 3 from 12 to 8: padded, then cut.
 RESIZED = ("k5-e2-se-w8", "skip-w12", "skip-w8", "k3-e1-w16", "skip-w12")
-
-
-CELLS = CellSpec(
-    name="few-cells",
-    image_shape=(1, 8, 8),
-    classes=10,
-    cells=3,
-    channels=4,
-    nodes=2,
-    operations=("none", "skip", "sep3"),
-)
 
 
 def parity(space: ChainSpace, genotype: Genotype, *batches: int) -> list[Parity]:

@@ -12,9 +12,9 @@ import pytest
 
 from hwnas.core.artifacts import sha256_of_file
 from hwnas.search.records import read_derivation, read_search
-from hwnas.space.cells.spec import CellSpec
 from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.spec import SPACES
+from tests.hwnas.stages.few_cells import CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,15 +39,6 @@ FEW = MBConvSpec(
     ),
     kernels=(3, 5),
     expansions=(1, 2),
-)
-CELLS = CellSpec(
-    name="few-cells",
-    image_shape=(1, 8, 8),
-    classes=10,
-    cells=3,
-    channels=4,
-    nodes=2,
-    operations=("none", "skip", "sep3"),
 )
 # Seconds are enough to see that all parts fit together; nothing is judged on how well it learned.
 QUICK = (("search.warmup_epochs", 0), ("search.epochs", 1))
