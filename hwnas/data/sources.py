@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hwnas.core.errors import ConfigError, DataError, InputFileError, nearest
+from hwnas.core.errors import (
+    ConfigError,
+    DataError,
+    InputFileError,
+    MissingDependencyError,
+    nearest,
+)
 from hwnas.data.images import ImageData, Split
 
 if TYPE_CHECKING:
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+DOWNLOADED = "cifar10-torchvision"
+"""The source whose images come with the first use of them."""
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -31,6 +39,7 @@ class DataConfig:
 
     Attributes:
         source: `digits` (bundled with scikit-learn), `cifar10:FOLDER` (the standard binary files),
+            `cifar10-torchvision:FOLDER` (as torchvision keeps it, which downloads what is missing),
             or `npz:FILE` (arrays `images`, uint8, (n, height, width[, channels]), and `labels`).
         image_size: Height and width to resize to; 0 keeps the source's own (16 for digits).
         validation: Share held out for architecture choices and for judging while training.
@@ -84,7 +93,7 @@ def load_data(config: DataConfig) -> ImageData:
         hint = (
             f"did you mean `{similar[0]}`?"
             if similar
-            else "known: digits, cifar10:FOLDER, npz:FILE"
+            else "known: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER, npz:FILE"
         )
         raise ConfigError(f"unknown data source `{config.source}`", hint=hint)
     if kind != "digits" and not place:
@@ -151,7 +160,8 @@ def _cifar10_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     except OSError as error:
         raise InputFileError(
             f"{path} cannot be read: {error.strerror}",
-            hint="unpack the binary version of CIFAR-10 (cifar-10-batches-bin) there",
+            hint="unpack the binary version of CIFAR-10 (cifar-10-batches-bin) there, or let "
+            "torchvision download it: `cifar10-torchvision:FOLDER`",
         ) from error
     if records.size == 0 or records.size % 3073:
         raise DataError(
@@ -163,6 +173,28 @@ def _cifar10_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             f"{path} is no CIFAR-10 binary file: it has a label of {records[:, 0].max()}"
         )
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+
+
+def _cifar10_of_torchvision(folder: Path) -> _Raw:
+    try:
+        from torchvision.datasets import CIFAR10
+    except (ImportError, RuntimeError) as error:  # RuntimeError: one that is of another torch
+        raise MissingDependencyError(
+            f"cifar10-torchvision needs torchvision, which cannot be loaded: {error}",
+            hint='install it: `pip install "hwnas[torchvision]"`',
+        ) from error
+    try:
+        train, test = (CIFAR10(str(folder), train=is_train, download=True) for is_train in (1, 0))
+    except (OSError, RuntimeError) as error:  # no network, no room, files of another content
+        raise InputFileError(
+            f"torchvision cannot bring CIFAR-10 to {folder}: {error}",
+            hint="unpack the binary version by hand, and take `cifar10:FOLDER`",
+        ) from error
+    (images, labels), held_out = (
+        (np.ascontiguousarray(np.moveaxis(part.data, 3, 1)), np.array(part.targets, dtype=np.int64))
+        for part in (train, test)
+    )
+    return _Raw(images=images, labels=labels, class_names=CIFAR10_CLASSES, official_test=held_out)
 
 
 def _npz(path: Path) -> _Raw:
@@ -201,7 +233,12 @@ def _npz(path: Path) -> _Raw:
                 class_names=class_names)  # fmt: skip
 
 
-_LOADERS: dict[str, Callable[[Path], _Raw]] = {"digits": _digits, "cifar10": _cifar10, "npz": _npz}
+_LOADERS: dict[str, Callable[[Path], _Raw]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    DOWNLOADED: _cifar10_of_torchvision,
+    "npz": _npz,
+}
 
 
 def _held_out(

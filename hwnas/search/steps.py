@@ -292,7 +292,6 @@ class SearchSteps:
             logits, energies = run(images, trained=True)
             if not len(images):  # more processes than images: take part in the exchange alone
                 return _nothing(logits, *energies)
-            assert teacher_logits is not None
             prediction = self._prediction_loss(logits, teacher_logits, labels)
         else:
             assert self._eps is not None
@@ -321,18 +320,21 @@ class SearchSteps:
         """Return the teacher's logits where they are learned from, and its maps likewise."""
         if not len(images):
             return images.new_zeros(0, self.teacher.classes), None
-        if robust and not self._observe and self.config.robust not in NEEDS_TEACHER:
-            return None, None
         if self._observe:
             return self.teacher.observe(images)
-        return self.teacher.logits(images), None
+        asked = self.config.robust in NEEDS_TEACHER if robust else self.config.kl_weight > 0
+        return (self.teacher.logits(images) if asked else None), None
 
-    def _prediction_loss(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    def _prediction_loss(
+        self, logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+    ) -> Tensor:
         """Sum CE + KL over the images."""
         cross_entropy = functional.cross_entropy(
             logits, labels, reduction="sum", label_smoothing=self.config.label_smoothing
         )
-        return cross_entropy + kl_to_teacher(logits, teacher_logits).sum()
+        if teacher_logits is None or not self.config.kl_weight:
+            return cross_entropy
+        return cross_entropy + self.config.kl_weight * kl_to_teacher(logits, teacher_logits).sum()
 
     def _with_costs(self, task: Tensor, size: Tensor) -> Tensor:
         """Add the latency term and the terms of the budgets, and let the multipliers follow.

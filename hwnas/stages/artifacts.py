@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from hwnas.core.artifacts import MANIFEST, check_place, read_manifest, sha256_of, sha256_of_file
 from hwnas.core.decoding import encode_json
+from hwnas.data.sources import DOWNLOADED, load_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hwnas.data.sources import DataConfig
+
+_BATCHES = "*_batch*"
+"""CIFAR-10's files, whichever of its forms a folder holds."""
 
 
 def is_current(
@@ -37,14 +41,17 @@ def data_inputs(config: DataConfig) -> dict[str, str]:
     """Return the hash of a user's own images, for the inputs of what is made from them.
 
     Raises:
-        InputFileError: They cannot be read.
+        InputFileError: They cannot be read, or downloaded.
     """
-    _, _, name = config.source.partition(":")
+    kind, _, name = config.source.partition(":")
     place = Path(name)
     if not name:
         return {}
+    if kind == DOWNLOADED and not any(place.rglob(_BATCHES)):
+        load_data(config)  # which brings them there
     if place.is_dir():
-        hashes = [sha256_of_file(file) for file in sorted(place.rglob("*.bin"))]
+        files = [file for file in sorted(place.rglob(_BATCHES)) if file.is_file()]
+        hashes = [sha256_of_file(file) for file in files]
         return {"data": sha256_of("\n".join(hashes).encode())}
     return {"data": sha256_of_file(place)} if place.is_file() else {}
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _SECONDS_PER_MINUTE = 60.0
 
 
-def arm_figures(goal: Goal, out: Path, *, train_images: int) -> ArmSeed:
+def arm_figures(goal: Goal, store: Path, *, train_images: int) -> ArmSeed:
     """Gather the figures of an arm in a seed, whose work is done; its latency is measured later.
 
     Args:
         goal: The arm and seed.
-        out: Folder of the study.
+        store: Folder of the pieces of work.
         train_images: Images that an epoch of its training goes through.
     """
     tables = {
@@ -48,7 +48,9 @@ def arm_figures(goal: Goal, out: Path, *, train_images: int) -> ArmSeed:
         },
         images=next(iter(tables.values())).n,
         network=network,
-        artifacts={stage: work.path.relative_to(out).as_posix() for stage, work in stages.items()},
+        artifacts={
+            stage: work.path.relative_to(store).as_posix() for stage, work in stages.items()
+        },
         minutes={
             stage: spent_of(work.spent_path).wall_s / _SECONDS_PER_MINUTE
             for stage, work in stages.items()

@@ -25,7 +25,7 @@ class DataFacts:
         image_shape: (channels, height, width).
         classes: Classes to tell apart.
         train: Images that are trained on.
-        key: Settings, and hashes of the content.
+        key: Settings, and hashes of the content; not where it is kept, which may move.
     """
 
     image_shape: tuple[int, int, int]
@@ -45,7 +45,7 @@ def data_of(config: DataConfig) -> DataFacts:
         image_shape=data.image_shape,
         classes=len(data.class_names),
         train=len(data.train),
-        key={**plain(config), **data_inputs(config)},
+        key={**plain(config), "source": data.name, **data_inputs(config)},
     )
 
 

@@ -168,6 +168,7 @@ class _Scale:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _File:
     study: Plain
+    common: str = ""
     base: Plain = field(default_factory=dict)
     judge: Plain = field(default_factory=dict)
     threat: tuple[Plain, ...] = ()
@@ -238,12 +239,13 @@ def accuracy_figures(threats: Iterable[StudyThreat]) -> tuple[str, ...]:
     return (CLEAN, *attacked)
 
 
-def read_study(path: Path, scale: str = "") -> Study:
+def read_study(path: Path, scale: str = "", *, data: str | None = None) -> Study:
     """Read a study. All of its scales are checked, whichever is asked for.
 
     Args:
         path: The TOML file.
         scale: Name of a scale; empty takes the file's own settings.
+        data: Source of the images of all arms, in place of the file's.
 
     Raises:
         InputFileError: The file is missing or unreadable.
@@ -251,16 +253,55 @@ def read_study(path: Path, scale: str = "") -> Study:
             arm's name comes twice; the baseline is no arm; there is no such scale.
     """
     source = str(path)
-    try:
-        document = tomllib.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    file = convert(document, _File, source=source)
+    file = convert(study_document(path), _File, source=source)
     if scale:
         _require(scale, file.scale, "scale", source)
     scales = {"": _Scale()} | file.scale
-    studies = {name: _study(file, name, each, source) for name, each in scales.items()}
+    given: Plain = {} if data is None else {"data": {"source": data}}
+    studies = {name: _study(file, name, each, given, source) for name, each in scales.items()}
     return studies[scale]
+
+
+def study_document(path: Path) -> Plain:
+    """Read a study's file, its tables put before those of the file that it names as `common`.
+
+    Studies of one kind share their settings so: `common = "common.toml"`, beside the file itself.
+
+    Raises:
+        InputFileError: A file is missing or unreadable.
+        ConfigError: It is not valid TOML, or the common file names a further one.
+    """
+    document = _toml(path)
+    place = common_file(path)
+    if place is None:
+        return document
+    common = _toml(place)
+    if "common" in common:
+        raise ConfigError(f"{place} is common to others and cannot have a `common` itself")
+    return merged(common, document)
+
+
+def common_file(path: Path) -> Path | None:
+    """Return the file that a study's file names as `common`; None where it names none.
+
+    Raises:
+        ConfigError: It is not the name of a file beside it.
+    """
+    name = _toml(path).get("common", "")
+    if not name:
+        return None
+    if not isinstance(name, str) or "/" in name or "\\" in name:
+        raise ConfigError(
+            f"{path}: `common` names a file beside it, not {name!r}", hint='e.g. "common.toml"'
+        )
+    return path.parent / name
+
+
+def _toml(path: Path) -> Plain:
+    try:
+        return tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Plain:
@@ -285,7 +326,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> Plain:
     return result
 
 
-def _study(file: _File, name: str, scale: _Scale, source: str) -> Study:
+def _study(file: _File, name: str, scale: _Scale, given: Plain, source: str) -> Study:
     where = f"{source} at scale {name}" if name else source
     settings = convert(merged(file.study, scale.study), StudySettings, source=f"{where} [study]")
     judge = convert(merged(file.judge, scale.judge), JudgeSettings, source=f"{where} [judge]")
@@ -303,7 +344,7 @@ def _study(file: _File, name: str, scale: _Scale, source: str) -> Study:
     arms = tuple(arm for arm in file.arm if not settings.arms or arm.name in settings.arms)
     configs = {}
     for arm in file.arm:
-        own = merged(base, merged(arm.settings, scale.arm.get(arm.name, {})))
+        own = merged(merged(base, merged(arm.settings, scale.arm.get(arm.name, {}))), given)
         configs[arm.name] = convert(own, RunConfig, source=f"{where}, arm `{arm.name}`")
     if settings.baseline:
         _require(settings.baseline, [arm.name for arm in arms], "baseline arm", where)

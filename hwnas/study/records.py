@@ -22,7 +22,7 @@ class ArmSeed:
         figures: By name, e.g. `clean`, `pixel.pgd`, `params`: see `hwnas.study.figures`.
         images: Test images that the shares among them were judged on.
         network: What the network is, in one line; empty where it has no genotype.
-        artifacts: Folders that it was made in, by stage, relative to the study's.
+        artifacts: Folders that it was made in, by stage, relative to the store's.
         minutes: How long each stage took, in minutes of wall time over all of its runs; shared work
             is counted in every arm that needs it.
         architecture: Tells its network, and what it is to run on, from others: by it a measured

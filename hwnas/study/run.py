@@ -87,6 +87,8 @@ def study_run(
     out: Path,
     *,
     scale: str = "",
+    data: str | None = None,
+    store: Path | None = None,
     minutes: float | None = None,
     arms: tuple[str, ...] = (),
     seeds: tuple[int, ...] = (),
@@ -104,6 +106,9 @@ def study_run(
         out: Folder of the study.
         scale: Which of its scales to run, a table [scale.NAME] of the file; by default the file's
             own settings.
+        data: Images of all arms, in place of the file's: digits, cifar10:FOLDER or npz:FILE.
+        store: Folder of the pieces of work; by default the study's. Studies that name the same one
+            share teachers, tables, searches and networks.
         minutes: Stop at a checkpoint after about so many minutes; exit code 4 says that it is to be
             run again.
         arms: Arms to run; by default all.
@@ -127,10 +132,10 @@ def study_run(
     if minutes is not None and minutes <= 0:
         raise ConfigError(f"`minutes` is a positive number, not {minutes}")
     limit = None if minutes is None else TimeLimit(minutes)
-    whole = read_study(study, scale)
+    whole = read_study(study, scale, data=data)
     chosen = whole.only(arms=arms, seeds=seeds)
     with on_its_own() as (rank, count), limited_to(limit):
-        return _run(study, whole, chosen, out, rank, count, progress)
+        return _run(study, whole, chosen, out, store or out, rank, count, progress)
 
 
 def study_show(study: Path) -> StudyResult:
@@ -153,7 +158,14 @@ def study_show(study: Path) -> StudyResult:
 
 
 def _run(
-    path: Path, whole: Study, study: Study, out: Path, rank: int, count: int, progress: Progress
+    path: Path,
+    whole: Study,
+    study: Study,
+    out: Path,
+    store: Path,
+    rank: int,
+    count: int,
+    progress: Progress,
 ) -> StudyResult:
     from hwnas.core.errors import StudyError, UnfinishedError
     from hwnas.study.claims import Claims
@@ -162,21 +174,21 @@ def _run(
     from hwnas.study.schedule import Schedule
     from hwnas.study.workshop import Workshop
 
-    workshop = Workshop(whole, out, measure=count == 1)
+    workshop = Workshop(whole, store, measure=count == 1)
     every = workshop.goals()
     names = {arm.name for arm in study.arms}
     goals = [g for g in every if g.arm.name in names and g.seed in study.settings.seeds]
     _write_plan(path, whole, every, out)
-    claims = Claims(out / LOCKS, rank=rank, count=count)
+    claims = Claims(store / LOCKS, rank=rank, count=count)
     works = [work for goal in goals for work in goal.works]
     schedule = Schedule(works, claims, progress=progress)
     unfinished: UnfinishedError | None = None
     try:
-        _collect(goals, schedule, out)
-        schedule.run(after=lambda: _collect(goals, schedule, out))
+        _collect(goals, schedule, out, store)
+        schedule.run(after=lambda: _collect(goals, schedule, out, store))
     except UnfinishedError as error:
         unfinished = error
-    _collect(goals, schedule, out)
+    _collect(goals, schedule, out, store)
     failures = _failures(goals, schedule)
     if rank != 0:
         return _result(gathered(out), out)
@@ -210,6 +222,7 @@ def _write_plan(path: Path, study: Study, goals: Sequence[Goal], out: Path) -> N
     from hwnas.core.environment import provenance
     from hwnas.core.errors import ConfigError
     from hwnas.study.gather import PLAN_FILE, read_plan
+    from hwnas.study.plan import common_file
     from hwnas.study.records import Plan, PlannedArm, PlannedThreat
 
     settings = study.settings
@@ -248,9 +261,12 @@ def _write_plan(path: Path, study: Study, goals: Sequence[Goal], out: Path) -> N
     )
     write_atomically(out / PLAN_FILE, encode_json(plan, indent=2))
     write_atomically(out / COPY_FILE, path.read_bytes())
+    common = common_file(path)
+    if common is not None:
+        write_atomically(out / common.name, common.read_bytes())
 
 
-def _collect(goals: Sequence[Goal], schedule: Schedule, out: Path) -> None:
+def _collect(goals: Sequence[Goal], schedule: Schedule, out: Path, store: Path) -> None:
     """Write the figures of every arm and seed whose work is done, once."""
     from hwnas.core.artifacts import write_atomically
     from hwnas.core.decoding import encode_json, read_json
@@ -265,7 +281,7 @@ def _collect(goals: Sequence[Goal], schedule: Schedule, out: Path) -> None:
             continue
         if path.is_file() and read_json(path, ArmSeed).key == goal.key:
             continue
-        figures = arm_figures(goal, out, train_images=training_images(goal.config))
+        figures = arm_figures(goal, store, train_images=training_images(goal.config))
         write_atomically(path, encode_json(figures, indent=2))
         failure_path(out, goal.arm.name, goal.seed).unlink(missing_ok=True)
 

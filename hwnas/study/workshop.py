@@ -82,13 +82,14 @@ class Workshop:
 
     Args:
         study: The study.
-        out: Its folder.
+        store: Folder of the pieces of work. Studies may share one: what they have in common is done
+            once.
         measure: Whether derived networks are measured: where other processes compute beside it, no
             measurement is worth much, and predictions stand.
     """
 
-    def __init__(self, study: Study, out: Path, *, measure: bool = True) -> None:
-        self._study, self._out = study, out
+    def __init__(self, study: Study, store: Path, *, measure: bool = True) -> None:
+        self._study, self._store = study, store
         self._measure = measure and study.settings.measure == "both"
         self._works: dict[str, Work] = {}
 
@@ -148,7 +149,8 @@ class Workshop:
     def _teacher(self, config: RunConfig) -> Work:
         from hwnas.stages.teacher import make_teacher, teacher_settings
 
-        key = key_of("teacher", teacher_settings(config) | teacher_inputs(config))
+        settings = teacher_settings(config) | {"data": data_of(config.data).key}
+        key = key_of("teacher", settings | teacher_inputs(config))
         path = self._path(key)
         return self._work(
             key,
@@ -373,4 +375,4 @@ class Workshop:
         return self._works.setdefault(key, work)
 
     def _path(self, key: str) -> Path:
-        return self._out / WORK / key
+        return self._store / WORK / key

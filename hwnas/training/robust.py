@@ -2,7 +2,7 @@
 
 | method    | trained on                 | loss of an image                                        |
 |-----------|----------------------------|---------------------------------------------------------|
-| `none`    | clean                      | CE, and KL to the teacher where there is one            |
+| `none`    | clean                      | CE, and w KL to the teacher where there is one          |
 | `fast-at` | one step from random noise | CE                                                      |
 | `pgd-at`  | PGD                        | CE                                                      |
 | `trades`  | clean and PGD on the KL    | CE(clean) + beta KL(clean, adversarial)                 |
@@ -54,6 +54,8 @@ class RobustSettings:
     """Settings of the robust losses. Each counts for the methods that it names.
 
     Attributes:
+        kl_weight: Weight of the KL to the teacher's predictions in `none`; with 0 labels alone are
+            learned from, and the teacher's predictions are not asked for.
         attack_steps: PGD steps of the inner maximization, of 2.5 eps / steps each (all but
             `fast-at`). The papers take 7 to 10; 3 cost a third and train small networks as well.
         fast_variant: The single step of `fast-at`. `n-fgsm` starts at stronger noise and does not
@@ -76,6 +78,7 @@ class RobustSettings:
         Zi et al., RSLAD (ICCV 2021).
     """
 
+    kl_weight: float = 1.0
     attack_steps: int = 3
     fast_variant: FastVariant = "n-fgsm"
     fast_noise: float = 0.0
@@ -143,7 +146,9 @@ def robust_loss(
         module_mode(True)
         logits = forward(images)
         losses = cross_entropy(logits)
-        return losses if teacher_logits is None else losses + kl_to_teacher(logits, teacher_logits)
+        if teacher_logits is None or not settings.kl_weight:
+            return losses
+        return losses + settings.kl_weight * kl_to_teacher(logits, teacher_logits)
     module_mode(False)
     adversarial = _perturbed(
         method, forward, images, labels, teacher_logits, settings, eps, generator
@@ -194,7 +199,7 @@ def check_robust_settings(settings: RobustSettings, method: str) -> None:
         raise ConfigError(
             f"`fast_variant` is {' or '.join(_FAST_NOISE)}, not `{settings.fast_variant}`"
         )
-    for name in ("fast_noise", "fast_step", "trades_beta"):
+    for name in ("kl_weight", "fast_noise", "fast_step", "trades_beta"):
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0):
             raise ConfigError(f"`{name}` is a number of at least 0, not {value}")

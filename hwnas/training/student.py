@@ -56,6 +56,10 @@ class TrainConfig(FitSettings):
     def __post_init__(self) -> None:
         check_fit_settings(self, has_teacher=True)
         check_rates(self, positive=(), weights=("attention_weight",))
+        if self.robust != "none" and self.kl_weight != 1.0:
+            raise ConfigError(
+                f"`kl_weight` is a setting of robust = none, but `robust` is {self.robust}"
+            )
 
 
 def train_student(
@@ -158,7 +162,7 @@ class _Student:
         logits: Tensor | None = None
         if self.has_tutors:
             logits, teacher_maps = self.teacher.observe(images)
-        elif attack.method in ("none", *NEEDS_TEACHER):  # the others do not ask for its predictions
+        elif self._asks_for_predictions(attack):
             logits = self.teacher.logits(images)
         losses = robust_loss(
             attack.method,
@@ -177,6 +181,12 @@ class _Student:
         maps = attention_maps(features, self.teacher.attention_size)
         distances = attention_distances(maps, teacher_maps)
         return losses + self.attention_weight * attention_loss(distances, self.tutors)
+
+    @staticmethod
+    def _asks_for_predictions(attack: Attack) -> bool:
+        if attack.method == "none":
+            return attack.settings.kl_weight > 0
+        return attack.method in NEEDS_TEACHER
 
 
 def _tutor_weights(

@@ -173,7 +173,8 @@ def kill(folder: Path, times: int, seed: int) -> None:
     """Begin the search again and again, and kill it after a random time.
 
     Each search is a fork of this process, which has imported all that a search needs by then: the
-    time before a kill is spent on searching.
+    time before a kill is spent on searching. A search that ended before it was killed, as one may
+    on a machine whose speed moves, is no kill and is begun anew.
     """
     draw = random.Random(seed)
     whole = folder / "whole"
@@ -190,15 +191,25 @@ def kill(folder: Path, times: int, seed: int) -> None:
         time.sleep(after_s)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            if os.waitstatus_to_exitcode(status):
+                raise RuntimeError(f"a search failed: status {status}")
+            whole_s *= 0.8
+            begin_anew(folder)
+            continue
         epochs = 0
         if (folder / "checkpoint").exists():
             epochs = len(torch.load(folder / "checkpoint", weights_only=True)["history"])
-        kills.append({"after_s": after_s, "killed": os.WIFSIGNALED(status), "epochs": epochs})
-        if epochs == EPOCHS:  # begin anew: there is nothing left to interrupt
-            (folder / "checkpoint").unlink()
-            (folder / "outcome.json").unlink(missing_ok=True)
+        kills.append({"after_s": after_s, "epochs": epochs})
+        if epochs == EPOCHS:  # there is nothing left to interrupt
+            begin_anew(folder)
     (folder / "kills.json").write_text(json.dumps(kills))
     search(folder)
+
+
+def begin_anew(folder: Path) -> None:
+    (folder / "checkpoint").unlink()
+    (folder / "outcome.json").unlink(missing_ok=True)
 
 
 def forked(folder: Path) -> int:

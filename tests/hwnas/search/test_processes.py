@@ -105,6 +105,5 @@ def test_killed_twenty_times_it_ends_the_same(alone: dict[str, Any], tmp_path: P
     assert code == 0, said
     kills = json.loads((tmp_path / "kills.json").read_text())
     assert len(kills) == 20
-    assert sum(kill["killed"] for kill in kills) >= 15
     assert len({kill["epochs"] for kill in kills}) > 2  # not all at the same place
     assert outcome_of(tmp_path) == alone  # bit by bit

@@ -373,6 +373,27 @@ def known_to_err(percent: float) -> Any:
     return costs_of_search
 
 
+def test_a_machine_that_is_slow_for_a_while_costs_no_network(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low_ms, high_ms = case.costs.latency.range_ms()
+    budget_ms = low_ms + 0.5 * (high_ms - low_ms)
+    by_prediction = case.derive(budget_ms=budget_ms)
+    predicted_ms = by_prediction.predicted_ms
+    monkeypatch.setattr(searched, "costs_of_search", known_to_err(1.0))
+    monkeypatch.setattr("hwnas.stages.derive.PAUSES_S", (0.0, 0.0))
+    # Three measurements on end in a slow spell, then one after it.
+    said = measured(case, monkeypatch, [1.5 * predicted_ms] * 3 + [0.99 * predicted_ms] * 3, [])
+    found = case.derive(budget_ms=budget_ms, measure=True, progress=said)
+    assert found.blocks == by_prediction.blocks
+    assert (found.attempts, found.measured_ms) == (1, 0.99 * predicted_ms)
+    assert any("which the table does not explain" in message for message in said.messages)
+    # What stays slow is over the budget, as it was measured.
+    measured(case, monkeypatch, [1.5 * predicted_ms] * 90, [])
+    with pytest.raises(BudgetError, match="no derived network measured within"):
+        case.derive(budget_ms=budget_ms, measure=True)
+
+
 def test_what_a_table_predicts_too_high_is_made_use_of(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
