@@ -348,8 +348,8 @@ def _timed(
         if measured.median_us <= max(doubted_us, budgets.latency_ms * 1e3):
             break
         progress.say(
-            f"derive: measured {measured.median_us / 1e3:.4g} ms, which the table does not explain: "
-            f"once more in {pause_s:g} s"
+            f"derive: measured {measured.median_us / 1e3:.4g} ms, which the table does not explain; "
+            f"again in {pause_s:g} s"
         )
         time.sleep(pause_s)
         measured = min(measured, confirmed(), key=lambda each: each.median_us)
