@@ -348,7 +348,7 @@ def _timed(
         if measured.median_us <= max(doubted_us, budgets.latency_ms * 1e3):
             break
         progress.say(
-            f"derive: measured {measured.median_us / 1e3:.4g} ms, which the table does not explain; "
+            f"derive: measured {measured.median_us / 1e3:.4g} ms, more than the table explains; "
             f"again in {pause_s:g} s"
         )
         time.sleep(pause_s)
