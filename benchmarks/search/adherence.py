@@ -5,29 +5,26 @@
 
 For each space a table is profiled and calibrated now, on this machine. Then a network is derived
 for each of evenly spaced budgets between the fastest and the slowest network, by `hwnas derive`'s
-own code: derived, measured, tightened by what it is over. Afterward all networks are measured
-again, interleaved, twice, each time compiled anew.
+own code: derived, measured, tightened by what it is over. At once it is measured three times more,
+each time compiled anew; at the end all networks are measured once more, interleaved.
 
 What is searched for does not matter to whether a budget is kept, so scores are random, with larger
 options above smaller ones, so that every budget binds; or those of real searches, whose folders
 --searches names in the order of the spaces.
 
-Judged is the mean of both measurements, again and independent of what the derivation saw:
+Judged is the middle one of the three measurements, which the derivation did not see:
 
 - over: above the budget by more than the noise floor, which is the 95th percentile, over the
-  networks, of how far their two measurements lie apart. Beyond a floor of 3 % nothing is judged:
-  so loud a machine would excuse any network.
+  networks, of how far two of their measurements lie apart (of the three pairs the middle one).
+  Beyond a floor of 3 % nothing is judged: so loud a machine would excuse any network.
 - used: its share of the budget. At least 93 % are asked for where the space allows, which is where
   the budget binds: where the network of the best score overall is predicted beyond it. Of others
   the best is derived already, and a slower one would be worse. Shown too is where the next network
   of the front of score and latency is: what a budget a little wider would have bought.
 
-The machine is shared: disturbed rounds and visits are repeated as in every measurement of hwnas,
-and the report says how many were. Its speed as a whole moves too, by 2-5 % within minutes, which no
-derivation can foresee. So three anchors, random networks of the space that nothing was derived
-from, are measured beside each derivation and again beside the second look: by how much they have
-become slower is the drift, and what is judged is the second look at the speed of the derivation.
-The raw figures are shown and kept too.
+The machine is shared, and its speed as a whole moves by 2-10 % within minutes, which no derivation
+can foresee: so what is judged is measured next to the derivation. `later` is the measurement at the
+end, minutes afterward and among all others; it is shown and kept, and not judged.
 """
 
 from __future__ import annotations
@@ -36,6 +33,7 @@ import argparse
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +73,7 @@ MARGIN = 0.02
 
 ASKED_SHARE = 0.93
 
-ANCHORS = 3
+AGAIN = 3
 
 LOUDEST_FLOOR = 0.03
 """A noise floor above this hides what is asked: such a run judges nothing."""
@@ -89,8 +87,8 @@ class Kept:
         budget_ms: The budget.
         predicted_ms: Of the derived network.
         derived_ms: Measured by the derivation.
-        again_ms: Measured again, twice.
-        drift: By what factor the anchors have become slower since the derivation.
+        again_ms: Measured again, three times, at once.
+        later_ms: Measured at the end, among all others.
         attempts: Networks that were derived and measured.
         binds: Whether the network of the best score overall is predicted beyond the budget.
         next_ms: Predicted latency of the next network of the front; None where there is none.
@@ -99,27 +97,22 @@ class Kept:
     budget_ms: float
     predicted_ms: float
     derived_ms: float
-    again_ms: tuple[float, float]
-    drift: float
+    again_ms: tuple[float, ...]
+    later_ms: float
     attempts: int
     binds: bool
     next_ms: float | None
 
     @property
     def share(self) -> float:
-        """Share of the budget used, as measured again, at the speed of the derivation."""
-        return self.raw_share / self.drift
-
-    @property
-    def raw_share(self) -> float:
         """Share of the budget used, as measured again."""
-        return sum(self.again_ms) / 2 / self.budget_ms
+        return float(np.median(self.again_ms)) / self.budget_ms
 
     @property
     def noise(self) -> float:
-        """How far both measurements lie apart, relative to their mean."""
-        first, second = self.again_ms
-        return abs(first - second) / ((first + second) / 2)
+        """How far two measurements lie apart, relative: of the three pairs the middle one."""
+        pairs = [abs(first - second) for first, second in combinations(self.again_ms, 2)]
+        return float(np.median(pairs) / np.median(self.again_ms))
 
 
 def main() -> None:
@@ -179,30 +172,26 @@ def one_run(
     low, high = costs.latency.range_ms()
     inside = MARGIN * (high - low)
     budgets_ms = np.linspace(low + inside, high - inside, given.budgets)
-    generator = np.random.default_rng(given.seed)
-    anchors = [space.workload(space.random_genotype(generator)) for _ in range(ANCHORS)]
-    anchored_ms: dict[int, NDArray[np.float64]] = {}
     derived: dict[int, Derivation] = {}
+    again_ms: dict[int, tuple[float, ...]] = {}
     failures: dict[int, str] = {}
-    for place in np.random.default_rng(given.seed).permutation(given.budgets):
+    rounds = []
+    for place in map(int, np.random.default_rng(given.seed).permutation(given.budgets)):
         budgets = Budgets(latency_ms=float(budgets_ms[place]))
-        before = measured_ms(anchors, given.target, networks_timing)[0]
         try:
-            derived[int(place)] = make_derivation(
+            derived[place] = make_derivation(
                 search, path, budgets, work / "one.json", measure=True, settings=networks_timing
             )
         except BudgetError as error:
-            failures[int(place)] = error.message
-        after = measured_ms(anchors, given.target, networks_timing)[0]
-        anchored_ms[int(place)] = (before + after) / 2
+            failures[place] = error.message
+            continue
+        workload = space.workload(derived[place].genotype)
+        looks = [measured_ms([workload], given.target, networks_timing) for _ in range(AGAIN)]
+        again_ms[place] = tuple(float(look[0]) for look, _ in looks)
+        rounds.extend(round_log for _, round_log in looks)
     workloads = [space.workload(derived[place].genotype) for place in sorted(derived)]
-    looks, rounds = [], []
-    for _ in range(2):
-        look, round_log = measured_ms([*workloads, *anchors], given.target, networks_timing)
-        looks.append(look)
-        rounds.append(round_log)
-    again = np.stack(looks)  # (2, networks and anchors)
-    anchors_again_ms = again[:, len(workloads) :].mean(axis=0)
+    later_ms, round_log = measured_ms(workloads, given.target, networks_timing)
+    rounds.append(round_log)
     scores = [np.array(row) for row in read_search(search / SEARCH_FILE).log_probabilities]
     front = pareto_front(costs, scores, Budgets(latency_ms=high))
     kept = []
@@ -215,8 +204,8 @@ def one_run(
                 budget_ms=each.budget_ms,
                 predicted_ms=each.predicted_ms,
                 derived_ms=each.measured_ms,
-                again_ms=(float(again[0, column]), float(again[1, column])),
-                drift=float(np.median(anchors_again_ms / anchored_ms[place])),
+                again_ms=again_ms[place],
+                later_ms=float(later_ms[column]),
                 attempts=len(each.attempts),
                 binds=bool(front.latencies_ms[-1] > each.budget_ms),
                 next_ms=float(front.latencies_ms[further]) if further < len(front) else None,
@@ -286,10 +275,10 @@ def report(
     over = [each for each in kept if each.share > 1 + floor]
     binding = [each for each in kept if each.binds]
     used = [each for each in binding if each.share >= ASKED_SHARE]
-    drifts = [100 * (each.drift - 1) for each in kept]
+    later = [each.later_ms / each.budget_ms for each in kept]
     off_percent = calibration.holdout.mape_percent
     say(f"{name}: milliseconds; held-out error of the table {off_percent:.2f} %")
-    say("    budget predicted   derived     again  share  drift  attempts")
+    say("    budget predicted   derived     again    share     later  attempts")
     for each in kept:
         notes = [] if each.binds else ["does not bind"]
         notes += ["OVER"] if each in over else []
@@ -297,8 +286,8 @@ def report(
             notes.append(f"next {each.next_ms:.4f}")
         say(
             f"  {each.budget_ms:8.4f}  {each.predicted_ms:8.4f}  {each.derived_ms:8.4f}  "
-            f"{sum(each.again_ms) / 2:8.4f} {100 * each.share:5.1f} % "
-            f"{100 * (each.drift - 1):+5.1f} % {each.attempts:8d}  "
+            f"{np.median(each.again_ms):8.4f}  {100 * each.share:5.1f} %  "
+            f"{each.later_ms:8.4f}  {each.attempts:8d}  "
             f"{', '.join(notes)}"
         )
     for text in failures.values():
@@ -311,15 +300,13 @@ def report(
         "noise_floor_percent": 100 * floor,
         "over_by_more_than_noise": len(over),
         "over_at_all": sum(each.share > 1 for each in kept),
-        "over_by_more_than_noise_before_drift": sum(each.raw_share > 1 + floor for each in kept),
         "worst_share_percent": 100 * max(each.share for each in kept),
         "over_at_derivation": sum(each.derived_ms > each.budget_ms for each in kept),
         "binding": len(binding),
         "used_at_least_93_percent_of_binding": len(used),
         "least_share_of_binding_percent": 100 * min((e.share for e in binding), default=np.nan),
-        "drift_percent_median": float(np.median(drifts)),
-        "drift_percent_least": min(drifts),
-        "drift_percent_most": max(drifts),
+        "later_over_by_more_than_noise": sum(share > 1 + floor for share in later),
+        "later_share_percent_worst": 100 * max(later),
     }
     say("  " + ", ".join(f"{key} {value:.4g}" for key, value in judged.items()))
     if not quiet:
