@@ -3,9 +3,10 @@
 Asked: on this processor at batch 1 at least 4 times as fast as PyTorch's eager mode, and no slower
 than the best of ONNX Runtime's default sessions of at most as many threads: the interval of its
 median does not lie above that one's. An engine has the threads of its target, which its latency
-table was measured with: one by default, or all cores. Both race. torch.compile and OpenVINO stand beside them. Engines are made, opened, compared and timed by
-the functions of `hwnas export` and `hwnas bench`. On a busy machine nothing is judged: calls that
-take longer are interrupted more often, so engines look faster beside PyTorch than they are.
+table was measured with: one by default, or all cores. Both race. torch.compile and OpenVINO stand
+beside them. Engines are made, opened, compared and timed by the functions of `hwnas export` and
+`hwnas bench`. On a busy machine nothing is judged: calls that take longer are interrupted more
+often, so engines look faster beside PyTorch than they are.
 
 The networks are the largest of each space, untrained: what a network takes depends on its shape,
 not on what it has learned.
