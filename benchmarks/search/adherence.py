@@ -5,17 +5,17 @@
 
 For each space a table is profiled and calibrated now, on this machine. Then a network is derived
 for each of evenly spaced budgets between the fastest and the slowest network, by `hwnas derive`'s
-own code: derived, measured, tightened by what it is over. At once it is measured three times more,
-each time compiled anew; at the end all networks are measured once more, interleaved.
+own code: derived, measured, tightened by what it is over. At once it is measured five times more,
+a second apart, each time compiled anew; at the end all networks are measured once more, interleaved.
 
 What is searched for does not matter to whether a budget is kept, so scores are random, with larger
 options above smaller ones, so that every budget binds; or those of real searches, whose folders
 --searches names in the order of the spaces.
 
-Judged is the middle one of the three measurements, which the derivation did not see:
+Judged is the middle one of the five measurements, which the derivation did not see:
 
 - over: above the budget by more than the noise floor, which is the 95th percentile, over the
-  networks, of how far two of their measurements lie apart (of the three pairs the middle one).
+  networks, of how far two of their measurements lie apart (the middle one of all pairs).
   Beyond a floor of 3 % nothing is judged: so loud a machine would excuse any network.
 - used: its share of the budget. At least 93 % are asked for where the space allows, which is where
   the budget binds: where the network of the best score overall is predicted beyond it. Of others
@@ -73,7 +73,9 @@ MARGIN = 0.02
 
 ASKED_SHARE = 0.93
 
-AGAIN = 3
+AGAIN = 5
+PAUSE_S = 1.0
+"""Between two measurements: a spell in which others take the machine lasts for some of them."""
 
 LOUDEST_FLOOR = 0.03
 """A noise floor above this hides what is asked: such a run judges nothing."""
@@ -87,7 +89,7 @@ class Kept:
         budget_ms: The budget.
         predicted_ms: Of the derived network.
         derived_ms: Measured by the derivation.
-        again_ms: Measured again, three times, at once.
+        again_ms: Measured again, five times, at once.
         later_ms: Measured at the end, among all others.
         attempts: Networks that were derived and measured.
         binds: Whether the network of the best score overall is predicted beyond the budget.
@@ -110,7 +112,7 @@ class Kept:
 
     @property
     def noise(self) -> float:
-        """How far two measurements lie apart, relative: of the three pairs the middle one."""
+        """How far two measurements lie apart, relative: the middle one of all pairs."""
         pairs = [abs(first - second) for first, second in combinations(self.again_ms, 2)]
         return float(np.median(pairs) / np.median(self.again_ms))
 
@@ -186,7 +188,10 @@ def one_run(
             failures[place] = error.message
             continue
         workload = space.workload(derived[place].genotype)
-        looks = [measured_ms([workload], given.target, networks_timing) for _ in range(AGAIN)]
+        looks = []
+        for _ in range(AGAIN):
+            time.sleep(PAUSE_S)
+            looks.append(measured_ms([workload], given.target, networks_timing))
         again_ms[place] = tuple(float(look[0]) for look, _ in looks)
         rounds.extend(round_log for _, round_log in looks)
     workloads = [space.workload(derived[place].genotype) for place in sorted(derived)]
