@@ -6,7 +6,8 @@
 For each space a table is profiled and calibrated now, on this machine. Then a network is derived
 for each of evenly spaced budgets between the fastest and the slowest network, by `hwnas derive`'s
 own code: derived, measured, tightened by what it is over. At once it is measured five times more,
-a second apart, each time compiled anew; at the end all networks are measured once more, interleaved.
+a second apart, each time compiled anew; at the end all networks are measured once more,
+interleaved.
 
 What is searched for does not matter to whether a budget is kept, so scores are random, with larger
 options above smaller ones, so that every budget binds; or those of real searches, whose folders
