@@ -72,8 +72,13 @@ class DataConfig:
                 raise ConfigError(f"`{name}` cannot be negative")
 
     def as_settings(self) -> dict[str, object]:
-        """Return every setting under its name in a configuration, e.g. `data.seed`."""
-        return {f"data.{name}": value for name, value in asdict(self).items()}
+        """Return every setting under its name in a configuration, e.g. `data.seed`.
+
+        Of the source, only its kind: images that were moved are the same images. What a source
+        holds is told by its hash, which is among the inputs of whatever is made from it.
+        """
+        settings = asdict(self) | {"source": self.source.partition(":")[0]}
+        return {f"data.{name}": value for name, value in settings.items()}
 
 
 def load_data(config: DataConfig) -> ImageData:

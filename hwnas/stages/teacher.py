@@ -75,7 +75,7 @@ def teacher(
     Args:
         out: Folder of the teacher.
         config: TOML file of `hwnas run`; its [data], [threat] and [teacher] are used.
-        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        data: Images: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER or npz:FILE.
         source: What builds the network: package.module:callable, FILE.py:callable,
             torchvision:NAME, timm:NAME or robustbench:NAME. Without it, our own is taken.
         weights: Trained weights (safetensors) of the source's network, or of our own of [teacher]
@@ -220,6 +220,7 @@ def _network(
     """Build and load, or train; return the shape of our own, and the epochs of a training."""
     from hwnas.distill.teacher_network import TeacherNetwork, TeacherSpec
     from hwnas.distill.teacher_sources import load_weights, network_from_source
+    from hwnas.stages.artifacts import data_inputs
     from hwnas.training.teacher import train_teacher
 
     wanted = config.teacher
@@ -232,6 +233,7 @@ def _network(
             wanted,
             seed=config.seed,
             checkpoint=checkpoint,
+            inputs=data_inputs(config.data),
             device=device,
             log=log,
             progress=progress,

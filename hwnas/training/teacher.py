@@ -16,6 +16,7 @@ from hwnas.training.precision import in_precision
 from hwnas.training.robust import robust_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -63,6 +64,11 @@ class TeacherConfig(FitSettings):
         check_fit_settings(self, has_teacher=False)
         if self.judged_images < 0:
             raise ConfigError(f"`judged_images` is at least 0, not {self.judged_images}")
+        if self.kl_weight != 1.0:
+            raise ConfigError(
+                "`kl_weight` weighs a teacher's predictions, and a teacher has none to learn from",
+                hint="it is a setting of [search] and [train]",
+            )
         check_source(self.source)
 
 
@@ -74,6 +80,7 @@ def train_teacher(
     *,
     seed: int,
     checkpoint: Path,
+    inputs: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
     log: MetricLog | None = None,
     progress: Progress = SILENT,
@@ -87,6 +94,7 @@ def train_teacher(
         config: The settings.
         seed: Seed of initialization, order, augmentation and attacks.
         checkpoint: Where each epoch is kept.
+        inputs: Hashes of the files behind the arguments; a checkpoint of others is refused.
         device: What to compute on; the network stays there.
         log: Where each epoch's figures go besides.
         progress: Where to report.
@@ -125,7 +133,7 @@ def train_teacher(
             generator=generator,
         )
 
-    settings = asdict(config)
+    settings = asdict(config) | dict(inputs or {})
     history = fit(
         "teacher",
         network,

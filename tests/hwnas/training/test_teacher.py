@@ -87,7 +87,8 @@ def test_the_seed_decides_everything(few_digits: ImageData, tmp_path: Path) -> N
         ({"config": replace(CONFIG, blocks=(1, 2))}, r"blocks: \(1, 1\) -> \(1, 2\)"),
         # Another split would train on images that were held out before.
         ({"data_config": DataConfig(seed=1)}, "data.seed: 0 -> 1"),
-        ({"data_config": DataConfig(source="npz:x")}, "data.source: 'digits' -> 'npz:x'"),
+        ({"data_config": DataConfig(source="npz:x")}, "data.source: 'digits' -> 'npz'"),
+        ({"inputs": {"data": "ab"}}, "data: None -> 'ab'"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(
@@ -97,6 +98,18 @@ def test_a_checkpoint_of_another_training_is_refused(
     config = replace(changes.pop("config", CONFIG), epochs=1)
     with pytest.raises(ConfigError, match=says):
         train(few_digits, tmp_path / "c", config, **changes)
+
+
+def test_a_checkpoint_goes_on_with_images_that_were_moved(
+    few_digits: ImageData, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"inputs": {"data": "ab"}, "config": replace(CONFIG, epochs=1)}
+    here, there = (DataConfig(source=f"npz:{place}.npz") for place in ("here", "there"))
+    _, _, expected = train(few_digits, tmp_path / "c", data_config=here, **given)
+    _, _, history = train(few_digits, tmp_path / "c", data_config=there, **given)
+    assert history == expected
+    with pytest.raises(ConfigError, match="data: 'ab' -> 'cd'"):
+        train(few_digits, tmp_path / "c", data_config=here, **given | {"inputs": {"data": "cd"}})
 
 
 def test_a_rate_too_high_is_found_out(few_digits: ImageData, tmp_path: Path) -> None:
@@ -113,6 +126,8 @@ def test_a_rate_too_high_is_found_out(few_digits: ImageData, tmp_path: Path) -> 
         ({"learning_rate": -1.0}, "`learning_rate` is a positive number"),
         ({"learning_rate": float("nan")}, "`learning_rate` is a positive number"),
         ({"weight_decay": -1.0}, "`weight_decay` is a number of at least 0"),
+        ({"kl_weight": 0.0}, "`kl_weight` weighs a teacher's predictions"),
+        ({"robust": "none", "kl_weight": 0.0}, "`kl_weight` weighs a teacher's predictions"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
