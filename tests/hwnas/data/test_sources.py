@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwnas.core.errors import ConfigError, DataError, InputFileError
+from hwnas.core.errors import ConfigError, DataError, InputFileError, MissingDependencyError
 from hwnas.data.sources import CIFAR10_CLASSES, DataConfig, load_data
+from hwnas.stages.artifacts import data_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from hwnas.data.images import ImageData, Split
 
@@ -127,6 +130,8 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: 
         ("imagenet:/x", "unknown data source", "known: digits"),
         ("npz", "data source `npz` needs a path", ""),
         ("cifar10:", "data source `cifar10` needs a path", ""),
+        ("cifar10-torchvison:x", "unknown data source", "did you mean `cifar10-torchvision`?"),
+        ("cifar10-torchvision", "needs a path: `cifar10-torchvision:PATH`", ""),
     ],
 )
 def test_an_unknown_source_is_refused(source: str, says: str, hint: str) -> None:
@@ -301,3 +306,109 @@ def test_a_missing_cifar10_file_says_what_to_unpack(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match=r"test_batch\.bin cannot be read") as caught:
         load_data(DataConfig(source=f"cifar10:{tmp_path}"))
     assert "cifar-10-batches-bin" in caught.value.hint
+    assert "cifar10-torchvision:FOLDER" in caught.value.hint
+
+
+# CIFAR-10 as torchvision brings it
+
+
+class StandIn:
+    """CIFAR-10 as torchvision gives it, of 50 images a split; the first use "downloads" it.
+
+    Image n of a split is red n, green 1 (train) or 0 (test), blue 255.
+    """
+
+    downloads = 0
+    breaks: Exception | None = None
+
+    def __init__(self, root: str, *, train: bool, download: bool) -> None:
+        assert download
+        if self.breaks is not None:
+            raise self.breaks
+        place = Path(root) / "cifar-10-batches-py" / ("data_batch_1" if train else "test_batch")
+        if not place.exists():
+            type(self).downloads += 1
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(f"{'train' if train else 'test'}".encode())
+        self.data = np.zeros((50, 32, 32, 3), dtype=np.uint8)
+        self.data[..., 0] = np.arange(50)[:, None, None]
+        self.data[..., 1] = train
+        self.data[..., 2] = 255
+        self.targets = [n % 10 for n in range(50)]
+
+
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    """Put a stand-in in torchvision's place."""
+
+    class CIFAR10(StandIn):
+        pass
+
+    package, datasets = ModuleType("torchvision"), ModuleType("torchvision.datasets")
+    datasets.CIFAR10 = CIFAR10  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    return CIFAR10
+
+
+def test_torchvisions_cifar10_is_the_same_in_another_form(
+    tmp_path: Path, torchvision: type[StandIn]
+) -> None:
+    data = load_data(DataConfig(source=f"cifar10-torchvision:{tmp_path}", validation=0.4))
+    assert data.class_names == CIFAR10_CLASSES
+    assert data.image_shape == (3, 32, 32)
+    # The official test split is kept whole, and nothing of it is trained or chosen on.
+    assert (len(data.train), len(data.validation), len(data.test)) == (30, 20, 50)
+    for split, green in zip(parts(data), (1, 1, 0), strict=True):
+        assert split.images.dtype == torch.uint8
+        assert split.labels.dtype == torch.int64
+        assert (split.images[:, 1] == green).all()
+        assert (split.images[:, 2] == 255).all()
+        assert torch.equal(split.images[:, 0, 0, 0].long() % 10, split.labels)
+    assert torchvision.downloads == 2
+
+
+def test_what_was_downloaded_is_an_input_like_any_file(
+    tmp_path: Path, torchvision: type[StandIn]
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    inputs = data_inputs(DataConfig(source=f"cifar10-torchvision:{here}"))
+    assert set(inputs) == {"data"}
+    assert torchvision.downloads == 2  # it is brought there to be hashed
+    assert data_inputs(DataConfig(source=f"cifar10-torchvision:{here}")) == inputs
+    assert torchvision.downloads == 2
+    # Of another place the same, of another content not.
+    assert data_inputs(DataConfig(source=f"cifar10-torchvision:{there}")) == inputs
+    (there / "cifar-10-batches-py" / "test_batch").write_bytes(b"other")
+    assert data_inputs(DataConfig(source=f"cifar10-torchvision:{there}")) != inputs
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no route to host"),
+        RuntimeError("Dataset not found or corrupted"),
+        PermissionError("read-only"),
+    ],
+)
+def test_a_download_that_fails_says_what_to_do_without(
+    tmp_path: Path, torchvision: type[StandIn], error: Exception
+) -> None:
+    torchvision.breaks = error
+    source = DataConfig(source=f"cifar10-torchvision:{tmp_path}")
+    for use in (load_data, data_inputs):
+        with pytest.raises(InputFileError, match=f"cannot bring CIFAR-10 to .*: {error}") as caught:
+            use(source)
+        assert str(tmp_path) in caught.value.message
+        assert "`cifar10:FOLDER`" in caught.value.hint
+
+
+def test_without_torchvision_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "torchvision.datasets", raising=False)
+    with pytest.raises(MissingDependencyError, match="needs torchvision") as caught:
+        load_data(DataConfig(source=f"cifar10-torchvision:{tmp_path}"))
+    assert 'pip install "hwnas[torchvision]"' in caught.value.hint
+    assert not any(tmp_path.iterdir())

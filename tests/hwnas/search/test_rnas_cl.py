@@ -82,6 +82,13 @@ class Searcher:
             config, checkpoint=checkpoint, **given,
         )  # fmt: skip
 
+    def steps(self, config: SearchConfig, budgets: Budgets | None = None) -> SearchSteps:
+        return SearchSteps(
+            self.space, self.costs, self.teacher, self.data, DataConfig(), config,
+            budgets or Budgets(latency_ms=self.budget(0.5)), seed=0,
+            processes=Processes(accelerator="cpu"),
+        )  # fmt: skip
+
     @property
     def even_ms(self) -> float:
         """Expected latency before anything is learned."""
@@ -311,6 +318,8 @@ def test_a_search_that_cannot_be_is_refused_before_it_begins(
         ({"choice_weight_decay": -1.0}, "`choice_weight_decay` is a number of at least 0"),
         ({"attention_weight": float("nan")}, "`attention_weight` is a number of at least 0"),
         ({"attention_weight": 0.0}, "nothing would tell which tutors"),
+        ({"kl_weight": -1.0}, "`kl_weight` is a number of at least 0, not -1.0"),
+        ({"kl_weight": float("inf")}, "`kl_weight` is a number of at least 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -359,6 +368,50 @@ def test_a_selection_that_is_not_searched_stays_as_it_is(
     assert any(abs(row[0] - row[1]) > 1e-3 for row in outcome.log_probabilities)
 
 
+def test_without_kl_and_tutors_a_search_goes_by_labels_alone(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the teacher was run")
+
+    monkeypatch.setattr(type(searcher.teacher), "logits", refuse)
+    monkeypatch.setattr(type(searcher.teacher), "observe", refuse)
+    config = replace(CONFIG, tutors="none", kl_weight=0.0)
+    images, labels = searcher.data.train.pixels(), searcher.data.train.labels
+    # A mixture has no noise in it: what a first step computes can be written down.
+    steps = searcher.steps(replace(config, gates="mixture"))
+    even = [torch.full((len(options),), 1 / len(options)) for options in searcher.space.options]
+    with torch.no_grad():
+        logits = steps.supernet.train()(images, even).logits
+        expected = torch.nn.functional.cross_entropy(logits, labels)
+    given = (images, labels, len(labels), 1.0, torch.Generator().manual_seed(0))
+    assert float(steps.step_weights(*given)) == pytest.approx(float(expected), rel=1e-5)
+    # Nor do the choices of a whole search ask for it.
+    outcome = searcher.run(tmp_path / "c", config)
+    assert any(abs(row[0] - row[1]) > 1e-3 for row in outcome.log_probabilities)
+
+
+@pytest.mark.parametrize("tutors", ["none", "searched"])
+def test_the_kl_is_weighed_in_steps_of_weights_and_of_choices(
+    searcher: Searcher, tutors: Any
+) -> None:
+    images, labels = searcher.data.train.pixels(), searcher.data.train.labels
+    free = Budgets(latency_ms=2 * searcher.high_ms)  # nothing is added for latency
+
+    def first_losses(weight: float) -> torch.Tensor:
+        config = replace(CONFIG, tutors=tutors, kl_weight=weight)
+        losses = []
+        for kind in ("step_weights", "step_choices"):
+            step = getattr(searcher.steps(config, budgets=free), kind)
+            generator = torch.Generator().manual_seed(0)
+            losses.append(step(images, labels, len(labels), 1.0, generator))
+        return torch.stack(losses)
+
+    none, one, three = (first_losses(weight) for weight in (0.0, 1.0, 3.0))
+    assert (one > none + 1e-3).all()
+    torch.testing.assert_close(three - none, 3 * (one - none), rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_and_plain_layout_search_too(searcher: Searcher, tmp_path: Path) -> None:
     variants: list[dict[str, Any]] = [{}, {"channels_last": False}, {"precision": "bf16"}]
     losses = [
@@ -387,11 +440,7 @@ def test_the_log_is_told_of_every_epoch(searcher: Searcher, tmp_path: Path) -> N
 def test_a_process_without_images_draws_what_the_others_draw(
     searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processes = Processes(accelerator="cpu")
-    steps = SearchSteps(
-        searcher.space, searcher.costs, searcher.teacher, searcher.data, DataConfig(), CONFIG,
-        Budgets(latency_ms=searcher.budget(0.5)), seed=0, processes=processes,
-    )  # fmt: skip
+    steps = searcher.steps(CONFIG)
     steps.supernet.eval()  # alone there is no batch to normalize over
     monkeypatch.setattr(steps.supernet, "train", lambda: steps.supernet)
     states = []

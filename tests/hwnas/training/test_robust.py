@@ -191,6 +191,16 @@ def test_the_losses_are_those_of_the_papers() -> None:
     assert torch.allclose(smooth, 0.8 * labels + 0.2 * flat, atol=1e-4)
 
 
+def test_the_teachers_predictions_are_weighed_beside_labels() -> None:
+    batch = Batch()
+    none, half, whole = (batch.loss("none", kl_weight=weight) for weight in (0.0, 0.5, 1.0))
+    logits = batch.network.train()(batch.images)
+    labels = functional.cross_entropy(logits, batch.labels, reduction="none")
+    torch.testing.assert_close(none, labels)
+    torch.testing.assert_close(whole - none, kl_to_teacher(logits, batch.teacher))
+    torch.testing.assert_close(half - none, 0.5 * (whole - none))
+
+
 def test_beta_weighs_the_divergence_of_trades() -> None:
     calm, weak, strong = (
         Batch().loss("trades", trades_beta=beta).mean().item() for beta in (0.0, 1.0, 6.0)
@@ -232,6 +242,7 @@ def test_an_unknown_method_is_refused_with_the_nearest(name: str, says: str) -> 
         ("fast-at", {"fast_noise": -1.0}, "`fast_noise` is a number of at least 0"),
         ("fast-at", {"fast_step": float("nan")}, "`fast_step` is a number of at least 0"),
         ("trades", {"trades_beta": -1.0}, "`trades_beta`"),
+        ("none", {"kl_weight": -1.0}, "`kl_weight` is a number of at least 0"),
         ("ard", {"ard_weight": 1.5}, "`ard_weight` is a share"),
         ("ard", {"ard_temperature": 0.0}, "`ard_temperature` is positive"),
         ("pgd-at", {"label_smoothing": 1.0}, "`label_smoothing` is at least 0 and less"),
