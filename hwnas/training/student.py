@@ -11,7 +11,8 @@ import torch
 from hwnas.core.decoding import encode_json
 from hwnas.core.errors import ConfigError
 from hwnas.core.progress import SILENT, Progress
-from hwnas.distill.attention import attention_distances, attention_loss, attention_maps
+from hwnas.distill.attention import attention_distances, attention_loss, maps_of_energies
+from hwnas.space.energy import channel_energy
 from hwnas.training.fit import FitSettings, check_fit_settings, fit
 from hwnas.training.loop import check_rates
 from hwnas.training.precision import in_precision
@@ -177,8 +178,10 @@ class _Student:
         )
         if not self.has_tutors:
             return losses
-        features = [tap[: len(images)] for tap in taps]
-        maps = attention_maps(features, self.teacher.attention_size)
+        # Of whole layers, the clean images' part only then: the gradient of a part of a layer comes
+        # in another memory layout, in which the passes back through the network take twice as long.
+        energies = [channel_energy(tap)[: len(images)] for tap in taps]
+        maps = maps_of_energies(energies, self.teacher.attention_size)
         distances = attention_distances(maps, teacher_maps)
         return losses + self.attention_weight * attention_loss(distances, self.tutors)
 

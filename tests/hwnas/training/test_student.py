@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from hwnas.core.errors import ConfigError, TrainingDivergedError
 from hwnas.data.sources import DataConfig
@@ -210,6 +212,70 @@ def test_a_teacher_that_nothing_is_learned_from_is_not_run(
     assert history[0]["loss"] > 0
 
 
+class Silent:
+    """A teacher that must not be run."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.layers, self.attention_size = teacher.layers, teacher.attention_size
+
+    def logits(self, images: torch.Tensor) -> None:
+        raise AssertionError("the teacher was run")
+
+    observe = logits
+
+
+def test_without_kl_and_tutors_a_student_learns_from_labels_alone(
+    setting: Setting, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, robust="none", kl_weight=0.0, attention_weight=0.0, epochs=1, batch=96)
+    expected_of = setting.student().train()
+    with torch.no_grad():  # one step of all images: its loss is that of the first weights
+        train = setting.data.train
+        expected = functional.cross_entropy(expected_of(train.pixels()), train.labels)
+    setting.teacher = Silent(setting.teacher)  # type: ignore[assignment]
+    history = setting.train(
+        setting.student(), tmp_path / "c", config, data_config=DataConfig(pad=0)
+    )
+    assert len(train) == 96
+    assert history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("tutored", [False, True])
+def test_the_kl_is_weighed_beside_labels_and_tutors(
+    setting: Setting, tmp_path: Path, tutored: bool
+) -> None:
+    tutors = setting.tutors if tutored else without_tutors(setting)
+
+    def first_loss(weight: float) -> float:
+        config = replace(CONFIG, robust="none", kl_weight=weight, epochs=1, batch=96)
+        path = tmp_path / f"{weight}"
+        return setting.train(setting.student(), path, config, tutors=tutors)[0]["loss"]
+
+    none, one, three = (first_loss(weight) for weight in (0.0, 1.0, 3.0))
+    assert one > none + 1e-3
+    assert three - none == pytest.approx(3 * (one - none), rel=1e-4)
+
+
+@pytest.mark.parametrize("robust", ["none", "rslad"])
+def test_gradients_of_tutored_layers_keep_the_layout_of_the_network(
+    setting: Setting, tmp_path: Path, robust: Any
+) -> None:
+    """In another one the passes back through the network take twice as long."""
+    network = setting.student()
+    kept: list[bool] = []
+
+    def look(_: nn.Module, __: object, gradients: tuple[torch.Tensor, ...]) -> None:
+        if network.training:  # the attack looks at no layer
+            kept.append(gradients[0].is_contiguous(memory_format=torch.channels_last))
+
+    norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_full_backward_hook(look)
+    setting.train(network, tmp_path / "c", replace(CONFIG, robust=robust, epochs=1, batch=96))
+    assert len(kept) >= len(norms)
+    assert all(kept)
+
+
 def test_tutors_may_be_weighed_against_each_other(setting: Setting, tmp_path: Path) -> None:
     """A layer that learns from all alike is at the mean of what it is with each alone."""
     config = replace(CONFIG, robust="none", epochs=1, batch=96)  # one step: the first loss
@@ -251,6 +317,10 @@ def test_a_loss_that_is_no_number_is_found_out(setting: Setting, tmp_path: Path)
         ({"learning_rate": 0.0}, "`learning_rate` is a positive number"),
         ({"weight_decay": float("inf")}, "`weight_decay` is a number of at least 0"),
         ({"attention_weight": -1.0}, "`attention_weight` is a number of at least 0"),
+        ({"robust": "none", "kl_weight": -0.5}, "`kl_weight` is a number of at least 0, not -0.5"),
+        ({"robust": "none", "kl_weight": float("nan")}, "`kl_weight` is a number of at least 0"),
+        ({"kl_weight": 0.0}, "`kl_weight` is a setting of robust = none, but `robust` is rslad"),
+        ({"robust": "trades", "kl_weight": 2.0}, "`kl_weight` .* but `robust` is trades"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
