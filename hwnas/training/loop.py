@@ -18,6 +18,7 @@ from hwnas.core.artifacts import write_atomically
 from hwnas.core.errors import ArtifactError, ConfigError, TrainingDivergedError
 from hwnas.core.progress import SILENT, Progress
 from hwnas.core.time_limit import stop_if_time_is_up
+from hwnas.training.allocator import keep_freed_memory
 from hwnas.training.processes import peers
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def run_epochs(
     """Run epochs, going on from a checkpoint where there is one.
 
     Of several processes the first one writes; all go on from what it reads, so that a run may be
-    resumed with another number of them.
+    resumed with another number of them. Each keeps the memory that it frees from then on: see
+    `keep_freed_memory`.
 
     Args:
         name: What runs, for progress and errors.
@@ -133,6 +135,7 @@ def run_epochs(
         ProcessError: Another process has ended. The last checkpoint is kept.
         UnfinishedError: The next epoch would not end within the time limit that holds.
     """
+    keep_freed_memory()
     history: list[Figures] = []
     is_first = processes is None or processes.is_first
     kept = checkpoint.read_bytes() if is_first and checkpoint.exists() else None
