@@ -93,7 +93,7 @@ def attack(
         out: Folder of the result.
         config: TOML file of `hwnas run`; its [data] and [threat] are used. Without it, those that
             the model was made with.
-        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        data: Images: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER or npz:FILE.
         weights: Trained weights (safetensors) of a module.
         attacks: Names of attacks: fgsm, pgd, mi-fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square,
             autoattack. By default fgsm, pgd and autoattack where there are gradients, and square on

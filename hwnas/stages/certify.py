@@ -87,7 +87,7 @@ def certify(
         out: Folder of the result.
         config: TOML file of `hwnas run`; its [data] is used. Without it, that which the model was
             made with.
-        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        data: Images: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER or npz:FILE.
         weights: Trained weights (safetensors) of a module.
         eps: Radii in pixel units, l_inf, e.g. 1/255,2/255.
         method: From the fastest to the tightest: ibp, crown-ibp, crown. crown takes a backward pass

@@ -117,7 +117,7 @@ def search(
         estimate: Estimate operators that the table lacks from those that it has. The result says
             how much of it is estimated.
         config: TOML file of `hwnas run`; its [data], [budget] and [search] are used.
-        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        data: Images: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER or npz:FILE.
         epochs: Epochs of the search.
         tutors: How the tutors of each layer are selected: searched, or a baseline.
         precision: Of the supernet's computation: fp32, or bf16 by autocast.

@@ -79,7 +79,7 @@ def train(
         search: Folder of the search, whose weights the network begins with; without it, with new
             ones.
         config: TOML file of `hwnas run`; its [data], [threat] and [train] are used.
-        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        data: Images: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER or npz:FILE.
         robust: How robustly: rslad (default), ard, trades, pgd-at, fast-at, or none for the paper's
             loss on clean images.
         epochs: Epochs of training.

@@ -76,7 +76,8 @@ def verify(
         reference: What the engine was made from: an ONNX file, FILE.py:callable,
             package.module:callable, a .pt2 file, or a folder of a trained network.
         engine: The ONNX file to check.
-        data: Images of `reference`: digits, cifar10:FOLDER or npz:FILE; their test split is used.
+        data: Images of `reference`: digits, cifar10:FOLDER, cifar10-torchvision:FOLDER or npz:FILE;
+            their test split is used.
         weights: Trained weights (safetensors) of a reference that code builds.
         config: TOML file of `hwnas run`; its [data], [threat] and [verify] are used.
         eps: Bound of the perturbation in pixel units, e.g. 8/255.
