@@ -20,7 +20,6 @@ from torch import nn
 
 from hwnas.core.progress import SILENT
 from hwnas.robustness import criteria
-from hwnas.robustness.attacks.registry import ATTACKS
 from hwnas.robustness.attacks.table import run_attacks
 from hwnas.robustness.evaluate import logits_from_module, predictions_of
 from hwnas.robustness.signs import (
@@ -31,19 +30,15 @@ from hwnas.robustness.signs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from hwnas.core.progress import Progress
+    from hwnas.robustness.attacks.table import AttackOutcome
     from hwnas.robustness.criteria import Check
     from hwnas.robustness.square import Predict
     from hwnas.robustness.threat import ThreatModel
-
-SINGLE_STEP = "fgsm"
-ITERATIVE = ("pgd", "mi-fgsm", "apgd-ce")
-"""Attacks that do what FGSM does, in many steps; those of another loss may be weaker on some."""
 
 _DRAWS = 10
 """Noise is tried so often on each sample: an attack that it beats follows nothing."""
@@ -54,7 +49,7 @@ def evaluation_checks(
     images: NDArray[np.float32],
     labels: NDArray[np.int64],
     threat: ThreatModel,
-    flags: Mapping[str, NDArray[np.bool_]],
+    outcome: AttackOutcome,
     *,
     batch: int,
     seed: int,
@@ -65,15 +60,16 @@ def evaluation_checks(
 ) -> tuple[Check, ...]:
     """Check the evaluation of one model under one threat model.
 
-    What the attacks broke is compared over all samples. On a few, PGD (Square where there are no
-    gradients) is made stronger, and noise and a black box take its place.
+    Its attacks have been compared with each other over all samples. On a few, PGD (Square where
+    there are no gradients) is made stronger, and noise takes its place, and a black box where none
+    was among them.
 
     Args:
         model: What was attacked: a module, or an array function that gives its scores alone.
         images: float32, (N, channels, height, width), pixels in [0, 1].
         labels: int64, (N,)
         threat: The threat model. With an eps of 0 there is nothing to check.
-        flags: By the name of each attack, (N,): which samples it broke.
+        outcome: What its attacks left of it.
         batch: Images per call.
         seed: Seed of the draws and of the attacks.
         samples: How many samples the attack is varied on.
@@ -116,41 +112,17 @@ def evaluation_checks(
         ),
     ]
     if threat.protocol == "pixel":
-        attacked = {name: accuracy(broken[chosen]) for name, broken in flags.items()}
+        attacked = {name: accuracy(broken[chosen]) for name, broken in outcome.flags.items()}
         noise = _accuracy_under_noise(model, few, few_labels, threat, batch, seed)
         found.append(criteria.noise_check(attacked or {own: accuracy(base)}, noise, slack))
-    iterative = {name: accuracy(flags[name]) for name in ITERATIVE if name in flags}
-    if iterative and SINGLE_STEP in flags:
-        found.append(
-            criteria.iterative_check(
-                iterative, accuracy(flags[SINGLE_STEP]), criteria.slack_of(len(labels))
-            )
-        )
-    if own == "pgd" and threat.protocol == "pixel":
-        found.append(_black_box(flags, chosen, base, lambda: broken_by("square", threat, "square")))
+    compared = outcome.table.comparisons
+    found += compared
+    without = all(check.name != criteria.BLACK_BOX_GAP for check in compared)
+    if own == "pgd" and threat.protocol == "pixel" and without:
+        white = [broken[chosen] for name, broken in outcome.flags.items() if name != "square"]
+        union, square = np.logical_or.reduce([base, *white]), broken_by("square", threat, "square")
+        found.append(criteria.black_box_check(union, square, slack))
     return tuple(found)
-
-
-def _black_box(
-    flags: Mapping[str, NDArray[np.bool_]],
-    chosen: NDArray[np.int64],
-    base: NDArray[np.bool_],
-    square: Callable[[], NDArray[np.bool_]],
-) -> Check:
-    """Compare Square with the gradient attacks: on all samples where it ran, else on the few.
-
-    AutoAttack counts for neither: Square is a part of it.
-    """
-    white = [
-        broken
-        for name, broken in flags.items()
-        if not (ATTACKS[name].black_box or ATTACKS[name].parts)
-    ]
-    if white and "square" in flags:
-        union = np.logical_or.reduce(white)
-        return criteria.black_box_check(union, flags["square"], criteria.slack_of(len(union)))
-    few = np.logical_or.reduce([base, *(broken[chosen] for broken in white)])
-    return criteria.black_box_check(few, square(), criteria.slack_of(len(few)))
 
 
 def _accuracy_under_noise(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Relation = Literal["at most", "at least"]
 
+BLACK_BOX_GAP = "black_box_gap"
+
 SLACK_POINTS = 2.0
 """Points by which two attacks of equal strength may differ: each draws its own random starts."""
 
@@ -193,7 +195,7 @@ def black_box_check(
         slack_points: Points that it may take on its own.
     """
     return at_most(
-        "black_box_gap",
+        BLACK_BOX_GAP,
         100 * float(np.mean(black_box & ~white_box)),
         slack_points,
         unit="points",

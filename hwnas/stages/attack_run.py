@@ -213,7 +213,7 @@ class AttackRun:
                 if names:
                     outcome = self._attacked(module, images, labels, threat, names, state / "twin")
                     self._tell(outcome, threat, on)
-                    self._evaluate(module, images, labels, threat, outcome.flags, state, on)
+                    self._evaluate(module, images, labels, threat, outcome, state, on)
                     replayed = outcome.images
             if runner is not None:
                 on = "engine" if module is not None else "model"
@@ -240,6 +240,7 @@ class AttackRun:
         for name, broken in flags.items():
             settings = "the twin's examples, replayed"
             rows.append(self._line(name, ~(broken | clean), threat, on, settings=settings))
+        outcome: AttackOutcome | None = None
         scored: dict[str, NDArray[np.bool_]] = {}
         if by_scores:
             outcome = self._attacked(predict, images, labels, threat, by_scores, state / "engine")
@@ -248,8 +249,8 @@ class AttackRun:
         worst = np.logical_or.reduce([clean, *flags.values(), *scored.values()])
         rows.append(self._line(WORST_CASE, ~worst, threat, on))
         self._lines += rows
-        if not replayed and scored:
-            self._evaluate(predict, images, labels, threat, scored, state, on)
+        if not replayed and outcome is not None:
+            self._evaluate(predict, images, labels, threat, outcome, state, on)
         elif flags and scored:
             check = black_box_check(
                 np.logical_or.reduce([clean, *flags.values()]),
@@ -281,7 +282,7 @@ class AttackRun:
         images: NDArray[np.float32],
         labels: NDArray[np.int64],
         threat: ThreatModel,
-        flags: Mapping[str, NDArray[np.bool_]],
+        outcome: AttackOutcome,
         state: Path,
         on: On,
     ) -> None:
@@ -289,7 +290,7 @@ class AttackRun:
             few = min(self.check_samples, len(images))
             self.progress.say(f"attack: varied on {few} images, to check it")
         found = evaluation_checks(
-            model, images, labels, threat, flags, batch=self.batch, seed=self.seed,
+            model, images, labels, threat, outcome, batch=self.batch, seed=self.seed,
             samples=self.check_samples, queries=min(self.queries, _CHECK_QUERIES),
             state=state / "checks", progress=self.progress,
         )  # fmt: skip

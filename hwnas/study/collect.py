@@ -57,6 +57,7 @@ def arm_figures(goal: Goal, store: Path, *, train_images: int) -> ArmSeed:
         },
         architecture=architecture_of(goal),
         key=goal.key,
+        checks={threat: table.comparisons for threat, table in tables.items()},
     )
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from hwnas.report.numbers import count
 from hwnas.report.style import page_style
 from hwnas.study.figures import difference_text, interval_text, label, text
-from hwnas.study.table import notes, seed_interval
+from hwnas.study.table import failed_checks, notes, seed_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,7 @@ def _context(record: StudyRecord, pictures: Sequence[Picture]) -> dict[str, Any]
         "rows": [_row(row, table) for row in table.rows] if table else [],
         "main": label(table.main) if table else "",
         "notes": notes(table) if table else [],
+        "failed_checks": failed_checks(table) if table else [],
         "pictures": pictures,
         "threats": [_threat(record, index) for index in range(len(plan.threats))],
         "failures": record.failures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hwnas.core.environment import Provenance
+from hwnas.robustness.criteria import Check
 from hwnas.robustness.threat import ThreatModel
 from hwnas.study.latency import Session
 from hwnas.study.statistics import PairedDifference, SeedMean
@@ -28,6 +29,8 @@ class ArmSeed:
         architecture: Tells its network, and what it is to run on, from others: by it a measured
             latency is found. Empty where none is measured.
         key: Tells what it was made from, from other settings.
+        checks: By threat, its attacks beside each other, passed or not; none in results of earlier
+            versions.
     """
 
     arm: str
@@ -39,6 +42,7 @@ class ArmSeed:
     minutes: dict[str, float] = field(default_factory=dict)
     architecture: str = ""
     key: str = ""
+    checks: dict[str, tuple[Check, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -109,6 +113,23 @@ class ArmRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCheck:
+    """A check of an evaluation that failed.
+
+    Attributes:
+        arm: The arm.
+        seed: The seed.
+        threat: The threat whose figures it is about.
+        check: The check, with what its failure means.
+    """
+
+    arm: str
+    seed: int
+    threat: str
+    check: Check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyTable:
     """All arms, with intervals, differences and the Pareto front.
 
@@ -120,6 +141,8 @@ class StudyTable:
         rows: One per arm that has a finished seed.
         front: Arms that no other beats in both the mean of `main` and the mean measured latency, by
             rising latency; empty where latencies are not measured.
+        checks: How many comparisons of attacks with each other were made, over all arms and seeds.
+        failed: Those of them that failed.
     """
 
     figures: tuple[str, ...]
@@ -128,6 +151,8 @@ class StudyTable:
     images: int
     rows: tuple[ArmRow, ...]
     front: tuple[str, ...]
+    checks: int = 0
+    failed: tuple[FailedCheck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

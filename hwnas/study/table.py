@@ -17,7 +17,7 @@ from hwnas.study.figures import (
     label,
     text,
 )
-from hwnas.study.records import ArmRow, Cell, StudyTable
+from hwnas.study.records import ArmRow, Cell, FailedCheck, StudyTable
 from hwnas.study.statistics import (
     interval_over_images,
     mean_over_seeds,
@@ -85,6 +85,15 @@ def study_table(
         images=images,
         rows=rows,
         front=_front(rows, main),
+        checks=sum(len(found) for result in results for found in result.checks.values()),
+        failed=tuple(
+            FailedCheck(arm=arm, seed=seed, threat=threat, check=check)
+            for arm, seeds in by_arm.items()
+            for seed in sorted(seeds)
+            for threat, found in seeds[seed].checks.items()
+            for check in found
+            if not check.passed
+        ),
     )
 
 
@@ -115,6 +124,14 @@ def markdown_from_table(table: StudyTable) -> str:
     return "\n".join([*lines, "", *_markdown_notes(table)]) + "\n"
 
 
+def failed_checks(table: StudyTable) -> list[str]:
+    """Name each check of an evaluation that failed, with what it means."""
+    return [
+        f"{each.arm}, seed {each.seed}, threat {each.threat}: {each.check}: {each.check.meaning}."
+        for each in table.failed
+    ]
+
+
 def notes(table: StudyTable) -> list[str]:
     """Say how a table is to be read, sentence by sentence."""
     seeds = sorted({len(row.seeds) for row in table.rows})
@@ -133,6 +150,12 @@ def notes(table: StudyTable) -> list[str]:
         said.append(
             f"Bold: on the Pareto front of {label(table.main).removesuffix(', %')} over measured "
             "latency."
+        )
+    if table.checks:
+        failed = len(table.failed) or "none"
+        said.append(
+            f"Attacks were checked against each other {table.checks} times, and {failed} of these "
+            "checks failed."
         )
     return said
 
@@ -222,4 +245,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _markdown_notes(table: StudyTable) -> list[str]:
-    return [" ".join(notes(table))]
+    said = [" ".join(notes(table))]
+    if table.failed:
+        said += ["", "Checks of the evaluation that failed:", ""]
+        said += [f"- {line}" for line in failed_checks(table)]
+    return said

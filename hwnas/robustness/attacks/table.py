@@ -21,6 +21,7 @@ from torch import nn
 from hwnas.core.errors import ConfigError, DataError
 from hwnas.core.progress import SILENT
 from hwnas.robustness.attacks.ball import sizes_of
+from hwnas.robustness.attacks.comparison import attack_comparisons
 from hwnas.robustness.attacks.registry import ATTACKS, Batch, check_attacks, check_classes
 from hwnas.robustness.attacks.state import (
     AttackState,
@@ -29,6 +30,7 @@ from hwnas.robustness.attacks.state import (
     sha256_of_weights,
 )
 from hwnas.robustness.attacks.subject import Subject, behind_normalization, subject_from
+from hwnas.robustness.criteria import Check
 from hwnas.robustness.evaluate import Accuracy, predictions_of
 from hwnas.robustness.threat import Norm, Protocol, check_images
 
@@ -76,6 +78,8 @@ class AttackTable:
         clean: Accuracy without attack.
         rows: One for each attack, in the order asked for.
         worst_case: Share of samples that no attack of the run broke.
+        comparisons: The attacks beside each other, see `attack_comparisons`; none where they allow
+            none, with an eps of 0, and in tables of earlier versions.
     """
 
     n: int
@@ -86,6 +90,7 @@ class AttackTable:
     clean: Accuracy
     rows: tuple[AttackRow, ...]
     worst_case: Accuracy
+    comparisons: tuple[Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -188,6 +193,7 @@ def run_attacks(
             for name, result in results.items()
         ),
         worst_case=Accuracy.from_flags(~np.logical_or.reduce(list(flags.values()))),
+        comparisons=attack_comparisons(flags, run.parts) if threat.eps_pixels > 0 else (),
     )
     images_by_attack = {name: result.images for name, result in results.items()}
     return AttackOutcome(table=table, flags=flags, images=images_by_attack)
@@ -205,7 +211,7 @@ class _Result:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """One call of `run_attacks`: what all of its attacks have in common."""
+    """One call of `run_attacks`: what all of its attacks have in common, and what is finished."""
 
     subject: Subject
     images: NDArray[np.float32]
@@ -217,6 +223,7 @@ class _Run:
     state: AttackState
     progress: Progress
     finished: dict[str, _Result] = field(default_factory=dict)
+    parts: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def attack(self, name: str, right: NDArray[np.int64]) -> _Result:
         """Run one attack, or the parts of an ensemble, on the samples that are right."""
@@ -225,12 +232,15 @@ class _Run:
             return self._stage(name, name, right)
         # The first part sees what it would see alone: one run serves both.
         whole = copy.deepcopy(self._stage(parts[0], parts[0], right))
+        self.parts[parts[0]] = whole.broken.copy()
         for part in parts[1:]:
             left = right[~whole.broken[right]]
+            self.parts[part] = np.zeros_like(whole.broken)
             if not len(left):
-                break
+                continue
             stage = self._stage(f"{name}-{part}", part, left)
             newly = left[stage.broken[left]]
+            self.parts[part][newly] = True
             whole.broken[newly] = True
             whole.images[newly] = stage.images[newly]
             whole.seconds += stage.seconds

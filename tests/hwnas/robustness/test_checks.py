@@ -93,11 +93,11 @@ def checks_of(
     state: Path | None = None,
 ) -> dict[str, Check]:
     images, labels = problem.images[:N], problem.labels[:N]
-    flags = run_attacks(
+    outcome = run_attacks(
         model, images, labels, threat, attacks=attacks, seed=0, batch=64, queries=200
-    ).flags
+    )
     found = evaluation_checks(
-        model, images, labels, threat, flags, batch=64, seed=0, samples=60, queries=200,
+        model, images, labels, threat, outcome, batch=64, seed=0, samples=60, queries=200,
         state=state,
     )  # fmt: skip
     return {check.name: check for check in found}

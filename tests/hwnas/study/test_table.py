@@ -3,10 +3,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from hwnas.core.decoding import convert, decode_json, encode_json
 from hwnas.core.errors import DataError
+from hwnas.robustness.criteria import black_box_check, iterative_check
 from hwnas.study.records import StudyTable
 from hwnas.study.table import main_figure, markdown_from_table, notes, study_table
 
@@ -123,6 +125,30 @@ def test_one_seed_is_said_to_tell_nothing_of_others(table_of_arms: Tables) -> No
     assert "over 1 seed and" in said
     assert "of one seed there is none" in said
     assert "same 500 test images" in said
+
+
+def test_failed_checks_are_named_with_what_they_mean(
+    made_up: Results, table_of_arms: Tables
+) -> None:
+    flags = np.ones(500, dtype=np.bool_)
+    fails, passes = iterative_check({"pgd": 0.5}, 0.3, 2.0), black_box_check(flags, flags, 2.0)
+    results = [
+        replace(result, checks={"pixel": (fails if result.arm == "worse" else passes, passes)})
+        for result in made_up((0, 1))
+    ]
+    arms = {"base": "", "better": "", "worse": ""}
+    table = study_table(results, arms=arms, figures=("clean",))
+    assert table.checks == 12
+    assert [(each.arm, each.seed, each.threat) for each in table.failed] == [
+        ("worse", 0, "pixel"), ("worse", 1, "pixel"),
+    ]  # fmt: skip
+    text = markdown_from_table(table)
+    assert "12 times, and 2 of these checks failed" in text
+    assert "- worse, seed 1, threat pixel: iterative_beats_single_step: 20, allowed" in text
+    assert "one step of FGSM breaks more than all steps of pgd" in text
+    assert decode_json(encode_json(table), StudyTable, source="table") == table
+    # Of results that were made before there were checks, nothing is said.
+    assert "checks" not in markdown_from_table(table_of_arms())
 
 
 def test_results_that_do_not_belong_together_are_refused(made_up: Results) -> None:
