@@ -49,7 +49,7 @@ types: install ## mypy, strict
 
 bench: install ## run the benchmarks that need no data of yours; results go to benchmarks/results
 	@set -e; for script in benchmarks/[a-z]*.py benchmarks/latency/[a-z]*.py \
-		benchmarks/robustness/objective_cost.py benchmarks/deploy/engine_speed.py \
+		benchmarks/robustness/objective_cost.py benchmarks/deploy/engine_speed.py benchmarks/cifar10/throughput.py \
 		$(filter-out benchmarks/search/modelopt%,$(wildcard benchmarks/search/[a-z]*.py)); do \
 		echo "== $$script"; $(BIN)/python "$$script"; done
 
