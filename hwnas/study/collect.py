@@ -9,6 +9,7 @@ from hwnas.core.decoding import encode_json, read_json
 from hwnas.robustness.attacks.table import AttackTable
 from hwnas.robustness.hrs import harmonic_robustness
 from hwnas.search.records import read_derivation
+from hwnas.study.engines import JudgedEngine, engine_figures, judged_path
 from hwnas.study.figures import CLEAN, HRS, WORST
 from hwnas.study.handcrafted import read_card
 from hwnas.study.judge import RESULT_FILE
@@ -24,20 +25,26 @@ if TYPE_CHECKING:
 _SECONDS_PER_MINUTE = 60.0
 
 
-def arm_figures(goal: Goal, store: Path, *, train_images: int) -> ArmSeed:
+def arm_figures(goal: Goal, store: Path, *, train_images: int, names: Mapping[str, str]) -> ArmSeed:
     """Gather the figures of an arm in a seed, whose work is done; its latency is measured later.
 
     Args:
         goal: The arm and seed.
         store: Folder of the pieces of work.
         train_images: Images that an epoch of its training goes through.
+        names: What engines are called, by target.
     """
     tables = {
         threat: read_json(work.path / RESULT_FILE, AttackTable)
         for threat, work in goal.attacks.items()
     }
     figures, network = _network_figures(goal)
-    stages = {**goal.stages, **{f"attacks {name}": work for name, work in goal.attacks.items()}}
+    engines = judged_engines(goal)
+    stages = {
+        **goal.stages,
+        **{f"attacks {name}": work for name, work in goal.attacks.items()},
+        **{f"engine {names[target]}": work for target, work in goal.engines.items()},
+    }
     return ArmSeed(
         arm=goal.arm.name,
         seed=goal.seed,
@@ -45,6 +52,7 @@ def arm_figures(goal: Goal, store: Path, *, train_images: int) -> ArmSeed:
             **accuracies(tables),
             **figures,
             **_training_figures(goal, train_images=train_images),
+            **engine_figures(engines, names),
         },
         images=next(iter(tables.values())).n,
         network=network,
@@ -58,7 +66,16 @@ def arm_figures(goal: Goal, store: Path, *, train_images: int) -> ArmSeed:
         architecture=architecture_of(goal),
         key=goal.key,
         checks={threat: table.comparisons for threat, table in tables.items()},
+        engine_images=max((each.verification.parity.n for each in engines.values()), default=0),
     )
+
+
+def judged_engines(goal: Goal) -> dict[str, JudgedEngine]:
+    """Read what was found on an arm's engines, by target."""
+    return {
+        target: read_json(judged_path(work.path), JudgedEngine)
+        for target, work in goal.engines.items()
+    }
 
 
 def accuracies(tables: Mapping[str, AttackTable]) -> dict[str, float]:

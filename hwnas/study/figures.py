@@ -1,7 +1,10 @@
 """The figures of a study: their names, what they are called, and in which unit they are shown.
 
 A share of the test images is `clean`, or `THREAT.ATTACK`, `THREAT.worst` and `THREAT.hrs`, by the
-names that the study gives its threats. All else is in `COSTS`.
+names that the study gives its threats. All else of a network is in `COSTS`.
+
+Of an engine they are `ENGINE.WHAT`, e.g. `int8.worst`, with what `ENGINE_SHARES` and `ENGINE_COSTS`
+name; those of the PyTorch network that engines are compared with begin with `twin`.
 """
 
 from __future__ import annotations
@@ -12,12 +15,29 @@ from typing import TYPE_CHECKING
 from hwnas.report.numbers import DASH, fixed, large, number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 CLEAN = "clean"
 WORST = "worst"
 HRS = "hrs"
 MEASURED_MS = "measured_ms"
+TWIN = "twin"
+LATENCY_MS = "latency_ms"
+AGREEMENTS = ("agreement", "adversarial_agreement")
+
+ENGINE_SHARES = (CLEAN, "replay", "adaptive", WORST, *AGREEMENTS)
+"""Shares of the images on which an engine is right, or says what its twin says:
+
+- `clean`, the images as they are;
+- `replay`, under the adversarial examples that PGD makes on the twin;
+- `adaptive`, under these and under APGD: made on the twin, and made for the engine itself;
+- `worst`, under these and under Square, which asks the engine;
+- `agreement` and `adversarial_agreement`: it gives the twin's class, for the images as they are and
+  for the replayed examples.
+
+The twin has the first three; its `adaptive` is under PGD and APGD made on it.
+"""
+TWIN_SHARES = ENGINE_SHARES[:3]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +63,46 @@ COSTS = {
 }
 
 
+ENGINE_COSTS = {
+    LATENCY_MS: Cost(label="latency, ms", text=number),
+    "size_kib": Cost(label="size, KiB", text=number),
+    "failed_gates": Cost(label="failed gates", text=number),
+}
+
+
+def engine_names(engines: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of all figures of engines, and of their twin where there are any.
+
+    >>> engine_names(["int8"])[:4]
+    ('twin.clean', 'twin.replay', 'twin.adaptive', 'int8.clean')
+    """
+    names = [f"{each}.{what}" for each in engines for what in (*ENGINE_SHARES, *ENGINE_COSTS)]
+    return (*(f"{TWIN}.{what}" for what in TWIN_SHARES), *names) if names else ()
+
+
+def cost_of(figure: str) -> Cost | None:
+    """Return what a figure that is no share is shown by; None of a share."""
+    return COSTS.get(figure) or ENGINE_COSTS.get(figure.rpartition(".")[2])
+
+
 def is_share(figure: str) -> bool:
     """Say whether a figure is a share of images, or the harmonic mean of two.
 
-    >>> is_share("pixel.pgd"), is_share("params")
-    (True, False)
+    >>> is_share("pixel.pgd"), is_share("params"), is_share("int8.worst"), is_share("int8.size_kib")
+    (True, False, True, False)
     """
-    return figure not in COSTS
+    return cost_of(figure) is None
+
+
+def is_attacked(figure: str) -> bool:
+    """Say whether a figure is a share of images on which a network is right under attack.
+
+    >>> is_attacked("pixel.worst"), is_attacked("int8.worst")
+    (True, True)
+    >>> is_attacked("clean"), is_attacked("int8.clean"), is_attacked("int8.agreement")
+    (False, False, False)
+    """
+    return is_share(figure) and figure.rpartition(".")[2] not in (CLEAN, *AGREEMENTS)
 
 
 def has_seed_interval(figure: str) -> bool:
@@ -58,7 +111,7 @@ def has_seed_interval(figure: str) -> bool:
     >>> has_seed_interval("clean"), has_seed_interval("measured_ms"), has_seed_interval("params")
     (True, True, False)
     """
-    return is_share(figure) or figure == MEASURED_MS
+    return is_share(figure) or figure.rpartition(".")[2] in (MEASURED_MS, LATENCY_MS)
 
 
 def has_binomial_interval(figure: str) -> bool:
@@ -70,18 +123,27 @@ def has_binomial_interval(figure: str) -> bool:
     return is_share(figure) and not figure.endswith(f".{HRS}")
 
 
+_LABELS = {
+    WORST: "worst case",
+    HRS: "HRS",
+    "replay": "replayed",
+    "adversarial_agreement": "adversarial agreement",
+}
+
+
 def label(figure: str) -> str:
     """Return what a figure is called at the head of a column, with its unit.
 
     >>> label("clean"), label("pixel.worst"), label("pixel.hrs"), label("normalized.pgd")
     ('clean, %', 'pixel, worst case, %', 'pixel, HRS, %', 'normalized, pgd, %')
-    >>> label("measured_ms")
-    'measured latency, ms'
+    >>> label("measured_ms"), label("int8.replay"), label("int8.latency_ms")
+    ('measured latency, ms', 'int8, replayed, %', 'int8, latency, ms')
     """
-    if figure in COSTS:
-        return COSTS[figure].label
     threat, _, attack = figure.rpartition(".")
-    name = {WORST: "worst case", HRS: "HRS"}.get(attack, attack)
+    cost = cost_of(figure)
+    if cost is not None:
+        return f"{threat}, {cost.label}" if threat else cost.label
+    name = _LABELS.get(attack, attack)
     return f"{threat}, {name}, %" if threat else f"{name}, %"
 
 
@@ -93,7 +155,8 @@ def text(figure: str, value: float | None) -> str:
     """  # noqa: RUF002 - a dash
     if value is None:
         return DASH
-    return fixed(100 * value, 1) if is_share(figure) else COSTS[figure].text(value)
+    cost = cost_of(figure)
+    return fixed(100 * value, 1) if cost is None else cost.text(value)
 
 
 def interval_text(figure: str, low: float | None, high: float | None) -> str:

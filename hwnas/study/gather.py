@@ -9,8 +9,9 @@ from hwnas.core.artifacts import write_atomically
 from hwnas.core.decoding import encode_json, read_json
 from hwnas.core.errors import InputFileError
 from hwnas.report.drawing import drawing_style, svg_file_from_picture
-from hwnas.study.figures import MEASURED_MS
-from hwnas.study.latency import Session
+from hwnas.study.engine_table import engine_table, markdown_from_engines
+from hwnas.study.figures import LATENCY_MS, MEASURED_MS, TWIN
+from hwnas.study.latency import EngineSession, Session, engine_place
 from hwnas.study.page import page_from_record
 from hwnas.study.picture import study_pictures
 from hwnas.study.records import ArmFailure, ArmSeed, Plan, StudyRecord
@@ -27,12 +28,18 @@ STUDY_FILE = "study.json"
 TABLE_FILE = "table.md"
 PAGE_FILE = "study.html"
 LATENCY_FILE = "latency.json"
+ENGINE_LATENCY_FILE = "engine_latency.json"
 RESULTS = "results"
 
 
 def result_path(out: Path, arm: str, seed: int) -> Path:
     """Return where the figures of an arm and seed are."""
     return out / RESULTS / arm / f"seed-{seed}.json"
+
+
+def engines_path(out: Path, arm: str, seed: int) -> Path:
+    """Return where all that was found on the engines of an arm and seed is."""
+    return out / RESULTS / arm / f"seed-{seed}.engines.json"
 
 
 def failure_path(out: Path, arm: str, seed: int) -> Path:
@@ -60,6 +67,12 @@ def read_sessions(out: Path) -> tuple[Session, ...]:
     return read_json(path, tuple[Session, ...]) if path.is_file() else ()
 
 
+def read_engine_session(out: Path) -> EngineSession | None:
+    """Read the session in which engines were timed; None where there was none."""
+    path = out / ENGINE_LATENCY_FILE
+    return read_json(path, EngineSession) if path.is_file() else None
+
+
 def gathered(out: Path) -> StudyRecord:
     """Bring together what a study has found. What other settings made is passed over.
 
@@ -73,6 +86,7 @@ def gathered(out: Path) -> StudyRecord:
         for session in sessions
         for name, statistics in session.networks.items()
     }
+    engine_session = read_engine_session(out)
     results: list[ArmSeed] = []
     failures: list[ArmFailure] = []
     pending: list[str] = []
@@ -82,7 +96,8 @@ def gathered(out: Path) -> StudyRecord:
             result = _read(result_path(out, arm.name, seed), ArmSeed, key)
             failure = _read(failure_path(out, arm.name, seed), ArmFailure, key)
             if result is not None:
-                results.append(_with_latency(result, measured_us))
+                result = _with_latency(result, measured_us)
+                results.append(_with_engine_latency(result, plan, engine_session))
             elif failure is not None:
                 failures.append(failure)
             else:
@@ -93,6 +108,7 @@ def gathered(out: Path) -> StudyRecord:
             arms={arm.name: arm.description for arm in plan.arms},
             figures=plan.figures,
             baseline=plan.baseline,
+            engines=(TWIN, *(each.name for each in plan.engines.engines)) if plan.engines else (),
         )
         if results
         else None
@@ -104,6 +120,8 @@ def gathered(out: Path) -> StudyRecord:
         pending=tuple(pending),
         table=table,
         latency=sessions,
+        engines=engine_table(plan, results),
+        engine_latency=engine_session,
     )
 
 
@@ -113,7 +131,10 @@ def write_record(record: StudyRecord, out: Path) -> None:
     with drawing_style():
         pictures = study_pictures(record.table) if record.table else ()
     if record.table is not None:
-        write_atomically(out / TABLE_FILE, markdown_from_table(record.table).encode())
+        said = markdown_from_table(record.table)
+        if record.engines is not None:
+            said += f"\n{markdown_from_engines(record.plan, record.engines)}"
+        write_atomically(out / TABLE_FILE, said.encode())
     for picture in pictures:
         write_atomically(out / f"{picture.name}.svg", svg_file_from_picture(picture))
     write_atomically(out / PAGE_FILE, page_from_record(record, pictures).encode())
@@ -139,3 +160,14 @@ def _with_latency(result: ArmSeed, measured_us: dict[str, float]) -> ArmSeed:
         return result
     latency_ms = measured_us[result.architecture] / 1e3
     return replace(result, figures={**result.figures, MEASURED_MS: latency_ms})
+
+
+def _with_engine_latency(result: ArmSeed, plan: Plan, session: EngineSession | None) -> ArmSeed:
+    if plan.engines is None or session is None or not result.engine_images:
+        return result
+    figures = dict(result.figures)
+    for each in plan.engines.engines:
+        place = engine_place(result.architecture, each.target)
+        if place in session.engines:
+            figures[f"{each.name}.{LATENCY_MS}"] = session.engines[place].median_us / 1e3
+    return replace(result, figures=figures)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hwnas.core.progress import Progress
+    from hwnas.data.images import Split
+    from hwnas.data.sources import DataConfig
     from hwnas.robustness.attacks.table import AttackTable
     from hwnas.stages.config import RunConfig
     from hwnas.study.plan import ArmKind, JudgeSettings, StudyThreat
@@ -32,8 +34,7 @@ def make_attacks(
 ) -> AttackTable:
     """Attack a network, and keep the table and which samples each attack broke.
 
-    The test images are chosen by the seed of the data alone: they are the same for every arm and
-    seed, so that differences are between networks. The network's seed draws the attacks' starts.
+    The network's seed draws the attacks' starts.
 
     Args:
         kind: Kind of the arm.
@@ -57,13 +58,9 @@ def make_attacks(
     from hwnas.core.artifacts import MANIFEST, ManifestDraft, new_artifact, sha256_of_file
     from hwnas.core.decoding import encode_json
     from hwnas.core.threads import torch_threads
-    from hwnas.data.sources import load_data
     from hwnas.robustness.attacks.table import run_attacks
 
-    data = load_data(config.data)
-    test = data.test
-    if judge.images:
-        test = test.subset(judge.images, torch.Generator().manual_seed(config.data.seed))
+    test = test_images(config.data, judge.images)
     on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
     module = trained_network(kind, network).to("cuda" if on_gpu else "cpu")
     with torch_threads(config.training_threads):
@@ -87,6 +84,20 @@ def make_attacks(
         np.savez_compressed(folder / FLAGS_FILE, broken=broken)
     shutil.rmtree(state, ignore_errors=True)  # adversarial images: large, and drawn again by seed
     return outcome.table
+
+
+def test_images(data: DataConfig, count: int) -> Split:
+    """Return the test images that a study judges by; a count of 0 takes all.
+
+    They are chosen by the seed of the data alone, so that they are the same for every arm, seed and
+    engine, and differences are between networks.
+    """
+    import torch
+
+    from hwnas.data.sources import load_data
+
+    test = load_data(data).test
+    return test.subset(count, torch.Generator().manual_seed(data.seed)) if count else test
 
 
 def trained_network(kind: ArmKind, folder: Path) -> nn.Module:

@@ -35,6 +35,24 @@ class Session:
     provenance: Provenance
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSession:
+    """Engines, as they are deployed, that were timed in shuffled rounds.
+
+    Attributes:
+        engines: By `engine_place`, what was measured.
+        provenance: The device, and when.
+    """
+
+    engines: dict[str, Statistics]
+    provenance: Provenance
+
+
+def engine_place(architecture: str, target: str) -> str:
+    """Return what an engine's latency is found by: weights are of no account."""
+    return f"{architecture} as {target}"
+
+
 def is_here(table: LatencyTable) -> bool:
     """Say whether what a table was measured on can be measured from here."""
     header = table.header

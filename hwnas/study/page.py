@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from hwnas.report.numbers import count
 from hwnas.report.style import page_style
+from hwnas.study.engine_table import engine_notes, engine_text
 from hwnas.study.figures import difference_text, interval_text, label, text
 from hwnas.study.table import failed_checks, notes, seed_interval
 
@@ -52,14 +53,24 @@ def _context(record: StudyRecord, pictures: Sequence[Picture]) -> dict[str, Any]
         "main": label(table.main) if table else "",
         "notes": notes(table) if table else [],
         "failed_checks": failed_checks(table) if table else [],
+        "engines": _engines(record),
         "pictures": pictures,
         "threats": [_threat(record, index) for index in range(len(plan.threats))],
         "failures": record.failures,
         "pending": record.pending,
         "sessions": record.latency,
+        "engine_session": record.engine_latency,
         "minutes": _minutes(record),
         "count": count,
     }
+
+
+def _engines(record: StudyRecord) -> dict[str, Any] | None:
+    table = record.engines
+    if table is None:
+        return None
+    heads, rows = engine_text(table)
+    return {"heads": heads, "rows": rows, "notes": engine_notes(record.plan, table)}
 
 
 def _row(row: ArmRow, table: StudyTable) -> dict[str, Any]:

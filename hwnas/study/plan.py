@@ -13,7 +13,8 @@ from hwnas.core.errors import ConfigError, nearest
 from hwnas.robustness.attacks.registry import check_attacks
 from hwnas.robustness.threat import ThreatModel
 from hwnas.stages.config import RunConfig
-from hwnas.study.figures import CLEAN, COSTS, HRS, WORST
+from hwnas.study.engine_settings import EngineSettings
+from hwnas.study.figures import CLEAN, COSTS, HRS, TWIN, WORST, engine_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,10 @@ ArmKind = Literal["search", "train", "teacher", "handcrafted"]
 - `teacher`: the teacher itself, of the arm's own seed.
 - `handcrafted`: a network that `genotype` names in `hwnas.space.handcrafted`, trained as `train`.
 """
+
+KINDS_WITH_ENGINES: tuple[ArmKind, ...] = ("search", "train")
+"""Kinds of arms whose network is one of a space, which is what exports take. Networks made by hand
+and teachers have no engines in studies."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 _EXCLUSIVE = (("budget", "ms", "fraction"),)
@@ -161,6 +166,7 @@ class _Scale:
     study: Plain = field(default_factory=dict)
     base: Plain = field(default_factory=dict)
     judge: Plain = field(default_factory=dict)
+    engines: Plain = field(default_factory=dict)
     threat: dict[str, Plain] = field(default_factory=dict)
     arm: dict[str, Plain] = field(default_factory=dict)
 
@@ -171,6 +177,7 @@ class _File:
     common: str = ""
     base: Plain = field(default_factory=dict)
     judge: Plain = field(default_factory=dict)
+    engines: Plain = field(default_factory=dict)
     threat: tuple[Plain, ...] = ()
     arm: tuple[Arm, ...] = ()
     scale: dict[str, _Scale] = field(default_factory=dict)
@@ -184,7 +191,9 @@ class Study:
         settings: The table [study].
         scale: Name of the scale; empty for the file's own settings.
         judge: How networks are judged.
-        threats: What they are judged under.
+        engines: Which engines are made of networks of a space, and how these are judged; threat and
+            images are those that they come to.
+        threats: What networks are judged under.
         arms: The arms that are run, in the file's order.
         configs: The settings of each arm, by its name; their seed is that of [base].
     """
@@ -192,14 +201,22 @@ class Study:
     settings: StudySettings
     scale: str
     judge: JudgeSettings
+    engines: EngineSettings
     threats: tuple[StudyThreat, ...]
     arms: tuple[Arm, ...]
     configs: dict[str, RunConfig]
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Names of the figures to show, in order."""
+        """Names of the figures to show, in order. Engines have a table of their own."""
         return self.settings.figures or (*accuracy_figures(self.threats), *COSTS)
+
+    @property
+    def arms_without_engines(self) -> tuple[str, ...]:
+        """Arms whose networks engines are not made of, where they are made of others."""
+        if not self.engines.targets:
+            return ()
+        return tuple(arm.name for arm in self.arms if arm.kind not in KINDS_WITH_ENGINES)
 
     def config_of(self, arm: Arm, seed: int) -> RunConfig:
         """Return the settings of an arm in a seed."""
@@ -348,17 +365,48 @@ def _study(file: _File, name: str, scale: _Scale, given: Plain, source: str) -> 
         configs[arm.name] = convert(own, RunConfig, source=f"{where}, arm `{arm.name}`")
     if settings.baseline:
         _require(settings.baseline, [arm.name for arm in arms], "baseline arm", where)
-    known = (*accuracy_figures(threats), *COSTS)
+    engines = _engines(merged(file.engines, scale.engines), judge, threats, arms, where)
+    known = (*accuracy_figures(threats), *COSTS, *engine_names(engines.names.values()))
     for figure in settings.figures:
         _require(figure, known, "figure", where)
     return Study(
         settings=settings,
         scale=name,
         judge=judge,
+        engines=engines,
         threats=threats,
         arms=arms,
         configs=configs,
     )
+
+
+def _engines(
+    table: Plain,
+    judge: JudgeSettings,
+    threats: tuple[StudyThreat, ...],
+    arms: tuple[Arm, ...],
+    where: str,
+) -> EngineSettings:
+    """Read [engines], and put in the threat and the number of images that it leaves open."""
+    place = f"{where} [engines]"
+    engines = convert(table, EngineSettings, source=place)
+    engines = replace(engines, images=engines.images or judge.images)
+    in_pixels = [threat.name for threat in threats if threat.model.protocol == "pixel"]
+    if engines.threat:
+        _require(engines.threat, in_pixels, "threat in pixel units", place)
+    if not engines.targets:
+        return engines
+    taken = {threat.name for threat in threats} & {TWIN, *engines.names.values()}
+    if taken:
+        raise ConfigError(f"{place}: a threat is called `{min(taken)}`, as its figures are")
+    if not in_pixels:
+        raise ConfigError(f"{place}: engines are attacked in pixel units, and no threat is in them")
+    if not any(arm.kind in KINDS_WITH_ENGINES for arm in arms):
+        raise ConfigError(
+            f"{place}: engines are made of networks of a space, and no arm has one",
+            hint=f"arms of kind {' or '.join(KINDS_WITH_ENGINES)} have",
+        )
+    return replace(engines, threat=engines.threat or in_pixels[0])
 
 
 def _threats(

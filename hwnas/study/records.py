@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hwnas.core.environment import Provenance
 from hwnas.robustness.criteria import Check
 from hwnas.robustness.threat import ThreatModel
-from hwnas.study.latency import Session
+from hwnas.study.latency import EngineSession, Session
 from hwnas.study.statistics import PairedDifference, SeedMean
 
 SCHEMA = 1
@@ -31,6 +31,8 @@ class ArmSeed:
         key: Tells what it was made from, from other settings.
         checks: By threat, its attacks beside each other, passed or not; none in results of earlier
             versions.
+        engine_images: Test images that shares of its engines, and of their twin beside them, were
+            judged on; 0 of an arm without engines.
     """
 
     arm: str
@@ -43,6 +45,7 @@ class ArmSeed:
     architecture: str = ""
     key: str = ""
     checks: dict[str, tuple[Check, ...]] = field(default_factory=dict)
+    engine_images: int = 0
     schema: int = SCHEMA
 
 
@@ -156,6 +159,77 @@ class StudyTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRow:
+    """One engine of an arm, over the arm's seeds; or the twin that its engines are compared with.
+
+    Attributes:
+        arm: The arm.
+        engine: What the engine is called: the first part of its figures' names.
+        target: What it runs on; empty of the twin.
+        seeds: Seeds that it was judged in.
+        cells: Its figures; their differences are to the twin.
+    """
+
+    arm: str
+    engine: str
+    target: str
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+
+    def cell(self, what: str) -> Cell | None:
+        """Return the cell of a figure, named without the engine; None where there is none."""
+        figure = f"{self.engine}.{what}"
+        return next((cell for cell in self.cells if cell.figure == figure), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTable:
+    """All engines beside their twins.
+
+    Attributes:
+        images: Test images behind every share.
+        rows: By arm the twin, then its engines.
+    """
+
+    images: int
+    rows: tuple[EngineRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedEngine:
+    """An engine that is made of each network of a space.
+
+    Attributes:
+        name: What it is called.
+        target: What it runs on.
+    """
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedEngines:
+    """How engines are judged.
+
+    Attributes:
+        engines: The engines.
+        threat: Name of the threat that they are attacked under.
+        queries: The most queries of Square per image.
+        steps: Gradient steps of each attack that is made for an engine.
+        calibration_images: Validation images that ranges of int8 are taken from.
+        without: Arms whose networks are none of a space: they have no engines.
+    """
+
+    engines: tuple[PlannedEngine, ...]
+    threat: str
+    queries: int
+    steps: int
+    calibration_images: int
+    without: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedArm:
     """An arm that a study has.
 
@@ -202,6 +276,7 @@ class Plan:
         queries: The most queries of Square per image.
         arms: Its arms.
         provenance: What runs it, and where.
+        engines: Engines of its networks; None for none.
     """
 
     name: str
@@ -214,6 +289,7 @@ class Plan:
     queries: int
     arms: tuple[PlannedArm, ...]
     provenance: Provenance
+    engines: PlannedEngines | None = None
     schema: int = SCHEMA
 
 
@@ -228,6 +304,8 @@ class StudyRecord:
         pending: Arms and seeds that are neither, as `arm seed 0`.
         table: What the results come to; None where there are none yet.
         latency: Sessions in which latencies were measured.
+        engines: Engines beside their twins; None where there are none.
+        engine_latency: The session in which engines were timed; None where there was none.
     """
 
     plan: Plan
@@ -236,4 +314,6 @@ class StudyRecord:
     pending: tuple[str, ...]
     table: StudyTable | None
     latency: tuple[Session, ...]
+    engines: EngineTable | None = None
+    engine_latency: EngineSession | None = None
     schema: int = SCHEMA

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from hwnas.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from hwnas.study.plan import Study
-    from hwnas.study.records import ArmFailure, ArmRow, StudyRecord, StudyTable
+    from hwnas.study.records import ArmFailure, ArmRow, PlannedEngines, StudyRecord, StudyTable
     from hwnas.study.schedule import Schedule
     from hwnas.study.workshop import Goal
 
@@ -169,6 +169,7 @@ def _run(
 ) -> StudyResult:
     from hwnas.core.errors import StudyError, UnfinishedError
     from hwnas.study.claims import Claims
+    from hwnas.study.engine_latency import measure_engines
     from hwnas.study.gather import gathered, write_failures, write_record
     from hwnas.study.measuring import measure_networks
     from hwnas.study.schedule import Schedule
@@ -179,16 +180,23 @@ def _run(
     names = {arm.name for arm in study.arms}
     goals = [g for g in every if g.arm.name in names and g.seed in study.settings.seeds]
     _write_plan(path, whole, every, out)
+    without = whole.arms_without_engines
+    if without and rank == 0:
+        progress.say(
+            "study: only networks of a space are exported: there are no engines of "
+            f"{', '.join(without)}"
+        )
     claims = Claims(store / LOCKS, rank=rank, count=count)
     works = [work for goal in goals for work in goal.works]
     schedule = Schedule(works, claims, progress=progress)
     unfinished: UnfinishedError | None = None
+    engine_names = whole.engines.names
     try:
-        _collect(goals, schedule, out, store)
-        schedule.run(after=lambda: _collect(goals, schedule, out, store))
+        _collect(goals, schedule, out, store, engine_names)
+        schedule.run(after=lambda: _collect(goals, schedule, out, store, engine_names))
     except UnfinishedError as error:
         unfinished = error
-    _collect(goals, schedule, out, store)
+    _collect(goals, schedule, out, store, engine_names)
     failures = _failures(goals, schedule)
     if rank != 0:
         return _result(gathered(out), out)
@@ -197,6 +205,7 @@ def _run(
         done = [goal for goal in every if all(work.done() for work in goal.works)]
         try:
             measure_networks(done, out, may_stop=schedule.began, progress=progress)
+            measure_engines(done, out, may_stop=schedule.began, progress=progress)
         except UnfinishedError as error:
             unfinished = error
     record = gathered(out)
@@ -258,6 +267,7 @@ def _write_plan(path: Path, study: Study, goals: Sequence[Goal], out: Path) -> N
             for arm in study.arms
         ),
         provenance=provenance(),
+        engines=_planned_engines(study),
     )
     write_atomically(out / PLAN_FILE, encode_json(plan, indent=2))
     write_atomically(out / COPY_FILE, path.read_bytes())
@@ -266,13 +276,34 @@ def _write_plan(path: Path, study: Study, goals: Sequence[Goal], out: Path) -> N
         write_atomically(out / common.name, common.read_bytes())
 
 
-def _collect(goals: Sequence[Goal], schedule: Schedule, out: Path, store: Path) -> None:
+def _planned_engines(study: Study) -> PlannedEngines | None:
+    from hwnas.study.records import PlannedEngine, PlannedEngines
+
+    engines = study.engines
+    if not engines.targets:
+        return None
+    return PlannedEngines(
+        engines=tuple(
+            PlannedEngine(name=name, target=target) for target, name in engines.names.items()
+        ),
+        threat=engines.threat,
+        queries=engines.queries,
+        steps=engines.steps,
+        calibration_images=engines.calibration_images,
+        without=study.arms_without_engines,
+    )
+
+
+def _collect(
+    goals: Sequence[Goal], schedule: Schedule, out: Path, store: Path, names: Mapping[str, str]
+) -> None:
     """Write the figures of every arm and seed whose work is done, once."""
     from hwnas.core.artifacts import write_atomically
     from hwnas.core.decoding import encode_json, read_json
-    from hwnas.study.collect import arm_figures
+    from hwnas.study.collect import arm_figures, judged_engines
     from hwnas.study.dependencies import training_images
-    from hwnas.study.gather import failure_path, result_path
+    from hwnas.study.engines import ArmEngines
+    from hwnas.study.gather import engines_path, failure_path, result_path
     from hwnas.study.records import ArmSeed
 
     for goal in goals:
@@ -281,7 +312,16 @@ def _collect(goals: Sequence[Goal], schedule: Schedule, out: Path, store: Path) 
             continue
         if path.is_file() and read_json(path, ArmSeed).key == goal.key:
             continue
-        figures = arm_figures(goal, store, train_images=training_images(goal.config))
+        if goal.engines:
+            judged = ArmEngines(
+                arm=goal.arm.name,
+                seed=goal.seed,
+                key=goal.key,
+                engines=tuple(judged_engines(goal).values()),
+            )
+            raw = engines_path(out, goal.arm.name, goal.seed)
+            write_atomically(raw, encode_json(judged, indent=1))
+        figures = arm_figures(goal, store, train_images=training_images(goal.config), names=names)
         write_atomically(path, encode_json(figures, indent=2))
         failure_path(out, goal.arm.name, goal.seed).unlink(missing_ok=True)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from hwnas.core.errors import DataError
 from hwnas.study.figures import (
-    CLEAN,
     MEASURED_MS,
     difference_text,
     has_binomial_interval,
     has_seed_interval,
     interval_text,
+    is_attacked,
     is_share,
     label,
     text,
@@ -26,7 +26,7 @@ from hwnas.study.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from hwnas.study.records import ArmSeed
     from hwnas.study.statistics import SeedMean
@@ -38,15 +38,17 @@ def study_table(
     arms: Mapping[str, str],
     figures: Sequence[str],
     baseline: str = "",
+    engines: Collection[str] = (),
 ) -> StudyTable:
     """Bring the figures of arms and seeds together.
 
     Args:
         results: One per arm and seed that is finished, in any order; at least one.
         arms: Description of each arm by name, in the order of the table.
-        figures: Names of the figures to show, in order. The first share that is not `clean` is the
-            main one, which the front is of; without any, the first figure is.
+        figures: Names of the figures to show, in order. The first share under attack is the main
+            one, which the front is of; without any, the first share or figure is.
         baseline: The arm to compare with; empty for none.
+        engines: What engines and their twin are called, in the names of their figures.
 
     Returns:
         The table; an arm without results, and a figure that an arm has not, are left out.
@@ -73,6 +75,7 @@ def study_table(
             figures,
             images=images,
             baseline={} if arm == baseline else compared,
+            engines=engines,
         )
         for arm, seeds in by_arm.items()
         if seeds
@@ -102,9 +105,11 @@ def main_figure(figures: Sequence[str]) -> str:
 
     >>> main_figure(["params", "clean", "pixel.worst", "pixel.pgd"])
     'pixel.worst'
+    >>> main_figure(["clean", "int8.clean", "int8.agreement", "int8.worst"])
+    'int8.worst'
     """
     shares = [figure for figure in figures if is_share(figure)]
-    attacked = [figure for figure in shares if figure != CLEAN]
+    attacked = [figure for figure in figures if is_attacked(figure)]
     return [*attacked, *shares, *figures][0]
 
 
@@ -114,13 +119,13 @@ def markdown_from_table(table: StudyTable) -> str:
     compares = any(cell.difference for row in table.rows for cell in row.cells)
     if compares:
         heads.append(f"{label(table.main)}: to {table.baseline}")
-    lines = [_line(heads), _line(["---", *("---:" for _ in heads[1:])])]
+    lines = [markdown_line(heads), markdown_line(["---", *("---:" for _ in heads[1:])])]
     for row in table.rows:
         cells = [f"**{row.arm}**" if row.arm in table.front else row.arm, str(len(row.seeds))]
-        cells += [_cell_text(figure, row.cell(figure)) for figure in table.figures]
+        cells += [cell_text(figure, row.cell(figure)) for figure in table.figures]
         if compares:
             cells.append(_difference(row.cell(table.main)))
-        lines.append(_line(cells))
+        lines.append(markdown_line(cells))
     return "\n".join([*lines, "", *_markdown_notes(table)]) + "\n"
 
 
@@ -168,27 +173,48 @@ def _row(
     *,
     images: int,
     baseline: Mapping[int, ArmSeed],
+    engines: Collection[str],
 ) -> ArmRow:
     cells = []
     for figure in figures:
         values = values_of(figure, seeds)
         if not values:
             continue
-        low = high = None
-        if has_binomial_interval(figure):
-            low, high = interval_over_images(list(values.values()), images)
+        of_engine = figure.partition(".")[0] in engines
         cells.append(
-            Cell(
-                figure=figure,
-                seeds=tuple(values),
-                values=tuple(values.values()),
-                over_seeds=_over_seeds(figure, list(values.values())),
-                low_images=low,
-                high_images=high,
-                difference=paired_difference(values, values_of(figure, baseline)),
+            cell_of(
+                figure,
+                values,
+                images=seeds[min(values)].engine_images if of_engine else images,
+                baseline=values_of(figure, baseline),
             )
         )
     return ArmRow(arm=arm, description=description, seeds=tuple(sorted(seeds)), cells=tuple(cells))
+
+
+def cell_of(
+    figure: str, values: Mapping[int, float], *, images: int, baseline: Mapping[int, float]
+) -> Cell:
+    """Bring a figure's seeds together.
+
+    Args:
+        figure: Its name.
+        values: Its value by seed; at least one.
+        images: Test images behind it, if it is a share.
+        baseline: What it is compared with, by seed; empty for nothing.
+    """
+    low = high = None
+    if has_binomial_interval(figure):
+        low, high = interval_over_images(list(values.values()), images)
+    return Cell(
+        figure=figure,
+        seeds=tuple(values),
+        values=tuple(values.values()),
+        over_seeds=_over_seeds(figure, list(values.values())),
+        low_images=low,
+        high_images=high,
+        difference=paired_difference(values, baseline),
+    )
 
 
 def _over_seeds(figure: str, values: Sequence[float]) -> SeedMean:
@@ -217,7 +243,8 @@ def _front(rows: Sequence[ArmRow], main: str) -> tuple[str, ...]:
     return tuple(points[place][0] for place in places)
 
 
-def _cell_text(figure: str, cell: Cell | None) -> str:
+def cell_text(figure: str, cell: Cell | None) -> str:
+    """Write a figure with its interval over seeds."""
     if cell is None:
         return text(figure, None)
     found = cell.over_seeds
@@ -240,7 +267,8 @@ def _difference(cell: Cell | None) -> str:
     return difference_text(cell.figure, found.mean) + (f" ({interval})" if interval else "")
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """Write a row of a table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 

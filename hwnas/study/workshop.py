@@ -1,7 +1,7 @@
 """What work a study's arms consist of, and what each piece of it depends on.
 
-    table ----------+-> genotype -+-> train -> attacks, one per threat
-    teacher -> search -> derive --+
+    table ----------+-> genotype -+-> train -+-> attacks, one per threat
+    teacher -> search -> derive --+          +-> engine, one per target
 
 A piece's key holds everything that it depends on, so that arms and seeds that agree in that share
 it, and a study whose settings were edited does anew only what they touch.
@@ -42,6 +42,7 @@ class Goal:
         arm: The arm.
         seed: The seed.
         attacks: By threat, the attacks on its network.
+        engines: By target, an engine of its network, judged; empty where there is none.
         stages: What made the network, by stage, in order.
         trained: The piece that trained the network.
         genotype: The piece that holds its architecture; None of a network that has no genotype.
@@ -51,6 +52,7 @@ class Goal:
     arm: Arm
     seed: int
     attacks: dict[str, Work]
+    engines: dict[str, Work]
     stages: dict[str, Work]
     trained: Work
     genotype: Work | None
@@ -59,12 +61,12 @@ class Goal:
     @property
     def key(self) -> str:
         """Tells its figures from those of other settings."""
-        return key_of("goal", {}, [work.key for work in self.attacks.values()])
+        return key_of("goal", {}, [work.key for work in self.works])
 
     @property
     def works(self) -> list[Work]:
         """What must be done for its figures."""
-        return list(self.attacks.values())
+        return [*self.attacks.values(), *self.engines.values()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +101,15 @@ class Workshop:
         Raises:
             ConfigError: An arm names an architecture that its space has not.
             InputFileError: The images, or a table that is given, cannot be read.
+            TargetError: An engine that is still to be judged cannot be made or run here.
         """
         study = self._study
-        return [self._goal(arm, seed) for seed in study.settings.seeds for arm in study.arms]
+        goals = [self._goal(arm, seed) for seed in study.settings.seeds for arm in study.arms]
+        for target in study.engines.targets:
+            works = [goal.engines[target] for goal in goals if target in goal.engines]
+            if not all(work.done() for work in works):
+                _check_runs(target)
+        return goals
 
     def _goal(self, arm: Arm, seed: int) -> Goal:
         config = self._study.config_of(arm, seed)
@@ -120,6 +128,10 @@ class Workshop:
             attacks={
                 threat.name: self._attacks(arm, config, threat, trained)
                 for threat in self._study.threats
+            },
+            engines={
+                target: self._engine(config, target, trained)
+                for target in (self._study.engines.targets if genotype is not None else ())
             },
             stages=stages,
             trained=trained,
@@ -349,6 +361,35 @@ class Workshop:
             attacks=True,
         )
 
+    def _engine(self, config: RunConfig, target: str, trained: Work) -> Work:
+        from hwnas.study.engines import judged_path, make_judged_engine
+
+        engines = self._study.engines
+        threat = next(each for each in self._study.threats if each.name == engines.threat).model
+        depends_on = {
+            "seed": config.seed,
+            "data": data_of(config.data).key,
+            "threat": plain(threat),
+            "target": target,
+            "images": engines.images,
+            "queries": engines.queries,
+            "steps": engines.steps,
+            "calibration_images": engines.calibration_images,
+            "verify": plain(config.verify),
+        }
+        key = key_of("engine", depends_on, [trained.key])
+        path = self._path(key)
+        out = judged_path(path)
+        return self._work(
+            key,
+            path,
+            lambda progress: make_judged_engine(
+                trained.path, config, threat, engines, target, path, out, progress=progress
+            ),
+            product=out,
+            needs=(trained,),
+        )
+
     def _work(
         self,
         key: str,
@@ -376,3 +417,15 @@ class Workshop:
 
     def _path(self, key: str) -> Path:
         return self._store / WORK / key
+
+
+def _check_runs(target: str) -> None:
+    """Refuse a target whose engines cannot be judged here."""
+    from hwnas.core.errors import TargetError
+    from hwnas.deploy.engine_targets import check_buildable
+
+    if not check_buildable(target):
+        raise TargetError(
+            f"an engine for target `{target}` can be made here, but not run: it cannot be judged",
+            hint="take it out of `targets` in [engines], or run the study on its device",
+        )
