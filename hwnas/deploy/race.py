@@ -126,8 +126,10 @@ def race(
         ConfigError: A batch is below 1, named twice, or there is none.
     """
     if not batches or len(set(batches)) < len(batches) or min(batches) < 1:
-        raise ConfigError(f"batches are {', '.join(map(str, batches)) or 'none'}: not each once, "
-                          "and at least 1")  # fmt: skip
+        raise ConfigError(
+            f"batches are {', '.join(map(str, batches)) or 'none'}: not each once, and at least 1",
+            hint="images per call, e.g. `--batches 1,8,64`",
+        )
     lanes: list[Lane] = []
     absent: list[Absence] = []
     log = RoundLog()

@@ -97,6 +97,12 @@ def test_bad_settings_are_refused(
         bench(finished.bundle, **(QUICK | given))
 
 
+def test_batches_that_are_none_come_with_a_remedy(finished: Finished) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bench(finished.bundle, batches=(0,), **QUICK)
+    assert caught.value.hint == "images per call, e.g. `--batches 1,8,64`"
+
+
 def test_a_changed_bundle_is_refused(finished: Finished, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(finished.bundle, bundle)
