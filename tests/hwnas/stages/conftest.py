@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch.nn import functional
 
 from hwnas.cli.main import cli
 from hwnas.core.artifacts import sha256_of_file
+from hwnas.data.sources import DataConfig, load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from torch import nn
 
     NewConfig = Callable[..., Path]
     Start = Callable[..., subprocess.Popen[str]]
@@ -131,6 +135,28 @@ def new_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def that_knows_digits() -> Callable[..., nn.Module]:
+    """Build a network and train it, in a second, to know the digits, 16x16; in eval mode."""
+
+    def train(build: Callable[[], nn.Module], *, steps: int) -> nn.Module:
+        data = load_data(DataConfig())
+        pixels, labels = data.train.pixels(), data.train.labels
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = build()
+            optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+            for _ in range(steps):
+                rows = torch.randint(len(labels), (128,))
+                loss = functional.cross_entropy(network(pixels[rows]), labels[rows])
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+        return network.eval()
+
+    return train
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import torch
 from onnx import helper
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional
 
 import hwnas.api
 from hwnas.core.decoding import read_json
@@ -109,21 +108,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def network() -> Net:
-    """A network that knows digits."""
-    data = load_data(DataConfig())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = Net()
-        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-        pixels, labels = data.train.pixels(), data.train.labels
-        for _ in range(60):
-            rows = torch.randint(len(labels), (128,))
-            loss = functional.cross_entropy(net(pixels[rows]), labels[rows])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    return net.eval()
+def network(that_knows_digits: Callable[..., Net]) -> Net:
+    return that_knows_digits(Net, steps=60)
 
 
 @pytest.fixture(scope="module")

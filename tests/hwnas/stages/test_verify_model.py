@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional
 
 import hwnas.api
 from hwnas.core.errors import ConfigError, GateFailedError, HwnasError
@@ -57,30 +55,20 @@ steps = 3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    that_knows_digits: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A network that knows digits, in PyTorch and in ONNX, and settings for a quick look."""
     path: Path = tmp_path_factory.mktemp("models")
-    data = load_data(DataConfig())
     scope: dict[str, Any] = {}
     exec(CODE, scope)  # what is written to `net.py` below
-    net: nn.Module = scope["network"]()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net.apply(lambda part: getattr(part, "reset_parameters", lambda: None)())
-        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-        pixels, labels = data.train.pixels(), data.train.labels
-        for _ in range(80):
-            rows = torch.randint(len(labels), (128,))
-            loss = functional.cross_entropy(net(pixels[rows]), labels[rows])
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
+    net = that_knows_digits(scope["network"], steps=80)
     (path / "net.py").write_text(CODE)
     (path / "config.toml").write_text(CONFIG)
     save_file(net.state_dict(), path / "net.safetensors")
-    model = onnx_from_module(net.eval(), (1, 1, 16, 16), dynamic_batch=True)
+    model = onnx_from_module(net, (1, 1, 16, 16), dynamic_batch=True)
     onnx.save(model, path / "net.onnx")
-    some = pixels[:128].numpy()
+    some = load_data(DataConfig()).train.pixels()[:128].numpy()
     quantized = onnx_in_precision(model, "int8", calibration=some, float_head=True)
     onnx.save(quantized, path / "int8.onnx")
     onnx.save(onnx_from_module(nn.Sequential(net, nn.Softmax(1)), (1, 1, 16, 16),
