@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parents[1] / "results" / "robustness"
 WORKER = Path(__file__).with_name("_rival.py")
 
+_OF_MACHINE = ("out", "rival_python")
+
 # The attacks that each library has, with the same meaning as ours; l_2 where it has that too.
 _AUTOATTACK = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack")
 HAS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -99,6 +101,15 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="another file for the figures")
     return parser
+
+
+def options_of(given: argparse.Namespace) -> dict[str, str]:
+    """Return the options as they are recorded: where files lie on this machine is no one's."""
+    said = {name: str(value) for name, value in vars(given).items() if name not in _OF_MACHINE}
+    if given.teacher:
+        said["teacher"] = given.teacher.name
+    source, folder, _ = given.data.partition(":")
+    return said | {"data": f"{source}:FOLDER" if folder else source}
 
 
 def threat_of(given: argparse.Namespace) -> ThreatModel:

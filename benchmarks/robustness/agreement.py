@@ -24,7 +24,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from _shared import HAS, job_of, parser_of, rivals_of, say, subject_of, threat_of, write_result
+from _shared import (
+    HAS,
+    job_of,
+    options_of,
+    parser_of,
+    rivals_of,
+    say,
+    subject_of,
+    threat_of,
+    write_result,
+)
 
 from hwnas.core.threads import torch_threads
 from hwnas.robustness.attacks.ball import ball_around
@@ -78,7 +88,7 @@ def main() -> None:
                         f"{attack:<12} {library:<14} {100 * np.mean(~ours):6.2f}% "
                         f"{100 * np.mean(~theirs):6.2f}%  {len(differing)}"
                     )
-    facts = {**{key: str(value) for key, value in vars(given).items()}, "rows": rows}
+    facts = {**options_of(given), "rows": rows}
     write_result(f"agreement_{given.norm}", facts, given.out)
 
 
