@@ -1,7 +1,11 @@
-"""A small search as a program of its own, to be started by torchrun, or killed.
+"""A small search as a program of its own, which one process computes, or several, or one is killed.
 
-    python small_search.py search FOLDER [--fatal RANK:STEP] [--settings JSON]
-    python small_search.py kill FOLDER --times N --seed S
+    python small_search.py FOLDER < QUESTIONS
+
+It searches once itself, into a folder, by which time all that a search needs is imported and has
+been used. Each line of its input is then a JSON object that asks for one more, or many, in forks of
+this process: to import PyTorch in every one of them took longer than to search. It answers with a
+line of JSON too.
 
 It computes in float64, so that what differs between two runs is the method and not the rounding,
 which training amplifies.
@@ -9,17 +13,21 @@ which training amplifies.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import signal
+import sys
+import tempfile
 import time
+import traceback
+import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from hwnas.core.environment import provenance
 from hwnas.data.images import ImageData
@@ -37,6 +45,9 @@ from hwnas.training import loop
 from hwnas.training.processes import Processes
 from hwnas_profilers.records import Measurement, Statistics, TableHeader
 from hwnas_profilers.table import LatencyTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WIDTHS = ((8, 4), (12, 8, 4), (16, 12, 8))
 EPOCHS = 6
@@ -179,8 +190,6 @@ def kill(folder: Path, times: int, seed: int) -> None:
     draw = random.Random(seed)
     whole = folder / "whole"
     whole.mkdir()
-    search(whole)
-    (whole / "checkpoint").unlink()
     started = time.monotonic()
     os.waitpid(forked(whole), 0)
     whole_s = time.monotonic() - started
@@ -220,24 +229,68 @@ def forked(folder: Path) -> int:
     return child
 
 
+def launch(
+    folder: Path, processes: int, fatal: tuple[int, int] | None, settings: dict[str, Any]
+) -> None:
+    """Search in several processes, as `torchrun --standalone` does; these are forks.
+
+    Args:
+        folder: Where to.
+        processes: How many.
+        fatal: Which of them kills itself, and at which step.
+        settings: Those of the search that are others than usual.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, one_of_several)(folder, fatal, settings)
+
+
+def one_of_several(folder: Path, fatal: tuple[int, int] | None, settings: dict[str, Any]) -> None:
+    if fatal is not None:
+        die_at(*fatal)
+    search(folder, settings)
+
+
+def answered(work: Callable[..., None], arguments: dict[str, Any]) -> tuple[int, str]:
+    """Do work in a fork of this process; return its exit code and what it said."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if child == 0:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            code = 0
+            try:
+                work(**arguments)
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        said.seek(0)
+        return os.waitstatus_to_exitcode(status), said.read()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("search", "kill"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--fatal", default="")
-    parser.add_argument("--settings", type=json.loads)
-    parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    if given.fatal:
-        rank, _, at = given.fatal.partition(":")
-        die_at(int(rank), int(at))
-    if given.what == "search":
-        search(given.folder, given.settings)
-    else:
-        kill(given.folder, given.times, given.seed)
+    search(Path(sys.argv[1]))
+    for line in sys.stdin:
+        question = json.loads(line)
+        work = {"search": search, "launch": launch, "kill": kill}[question.pop("work")]
+        question["folder"] = Path(question["folder"])
+        code, said = answered(work, question)
+        sys.stdout.write(json.dumps({"code": code, "said": said}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
