@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hwnas.core.progress import SILENT, Progress
@@ -11,6 +11,7 @@ from hwnas.deploy.settings import ExportSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from hwnas.data.sources import DataConfig
     from hwnas.stages.engines import EngineSummary, SlowerEngine
     from hwnas.verify.parity import Parity
     from hwnas.verify.verification import VerifySettings
@@ -100,6 +101,7 @@ def make_engine(
     *,
     verify: VerifySettings | None = None,
     settings: ExportSettings | None = None,
+    data: DataConfig | None = None,
     progress: Progress = SILENT,
 ) -> ExportResult:
     """Export, or find the engines exported. Raises as `export`.
@@ -109,6 +111,7 @@ def make_engine(
         out: As in `export`.
         verify: How the engine is to be verified; by default as the network's settings say.
         settings: Which engines are made; None takes the defaults.
+        data: Where the network's images are now, if they were moved since it was trained.
         progress: Where to report.
     """
     import shutil
@@ -160,31 +163,33 @@ def make_engine(
     space = space_from_spec(derivation.space)
     twin = space.network(derivation.genotype).eval()
     read_weights(network / trained.WEIGHTS_FILE, twin)
-    data = load_data(config.data)
+    if data is not None:
+        config = replace(config, data=data)
+    loaded = load_data(config.data)
     recipe = Recipe(
         threads=derivation.threads,
         batch=derivation.resources.batch if derivation.resources else 1,
         batches=settings.profile,
         compute_capabilities=settings.compute_capabilities,
-        class_names=data.class_names,
+        class_names=loaded.class_names,
         image_shape=space.spec.image_shape,
         pixel_range=(0.0, 1.0),
         keep_slower=settings.keep_slower,
     )
     with progress.task("export", 1) as task:
         model = onnx_from_module(twin, (1, *space.spec.image_shape), dynamic_batch=True)
-        facts = described(class_names=data.class_names, pixel_range=recipe.pixel_range)
+        facts = described(class_names=loaded.class_names, pixel_range=recipe.pixel_range)
         model = with_metadata(model, facts | {"hwnas.version": package_version("hwnas")})
         serialized = model.SerializeToString()
-        images, _ = files.arrays_of(data.validation)
+        images, _ = files.arrays_of(loaded.validation)
         expected = logits_from_module(twin, images, batch=verify.batch)
         task.advance()
     conversion = Conversion(
         serialized,
         lambda: calibration_images(
-            data.validation,
+            loaded.validation,
             settings.calibration_images,
-            source=f"{data.name}, validation split",
+            source=f"{loaded.name}, validation split",
             seed=config.seed,
         ),
     )
@@ -210,7 +215,7 @@ def make_engine(
             output_name=OUTPUT_NAME,
             image_shape=space.spec.image_shape,
             pixel_range=recipe.pixel_range,
-            class_names=data.class_names,
+            class_names=loaded.class_names,
             data=config.data,
             threat=config.threat,
             verify=verify,

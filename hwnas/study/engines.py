@@ -140,6 +140,7 @@ def make_judged_engine(
         settings=ExportSettings(
             targets=(target,), keep_slower=True, calibration_images=engines.calibration_images
         ),
+        data=config.data,
         progress=progress,
     )
     opened = open_bundle(bundle)

@@ -138,7 +138,8 @@ def study_ensemble(
     Args:
         out: Folder of the study.
         config: TOML file of the study; without it, a small one on digits.
-        data: Images: digits, cifar10:FOLDER or npz:FILE.
+        data: Images: digits, cifar10:FOLDER,
+            cifar10-torchvision:FOLDER or npz:FILE.
         space: Search space that members are of.
         genotype: File that hwnas derive wrote: the network whose children make the ensembles of one
             genotype. By default one is drawn.

@@ -38,6 +38,9 @@ KINDS_WITH_ENGINES: tuple[ArmKind, ...] = ("search", "train")
 """Kinds of arms whose network is one of a space, which is what exports take. Networks made by hand
 and teachers have no engines in studies."""
 
+COPY_FILE = "study.toml"
+"""A study's file, in the study's folder."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 _EXCLUSIVE = (("budget", "ms", "fraction"),)
 """Settings of which one may be given: one that is given takes the place of the other."""
@@ -307,9 +310,12 @@ def common_file(path: Path) -> Path | None:
     name = _toml(path).get("common", "")
     if not name:
         return None
-    if not isinstance(name, str) or "/" in name or "\\" in name:
+    # It is copied into the study's folder, where other files have names of their own.
+    is_plain = isinstance(name, str) and "/" not in name and "\\" not in name
+    if not is_plain or not name.endswith(".toml") or name == COPY_FILE:
         raise ConfigError(
-            f"{path}: `common` names a file beside it, not {name!r}", hint='e.g. "common.toml"'
+            f"{path}: `common` names a TOML file beside it, not {name!r}",
+            hint='e.g. "common.toml"',
         )
     return path.parent / name
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from hwnas.study.schedule import Schedule
     from hwnas.study.workshop import Goal
 
-COPY_FILE = "study.toml"
 LOCKS = "locks"
 
 
@@ -106,7 +105,8 @@ def study_run(
         out: Folder of the study.
         scale: Which of its scales to run, a table [scale.NAME] of the file; by default the file's
             own settings.
-        data: Images of all arms, in place of the file's: digits, cifar10:FOLDER or npz:FILE.
+        data: Images of all arms, in place of the file's: digits, cifar10:FOLDER,
+            cifar10-torchvision:FOLDER or npz:FILE.
         store: Folder of the pieces of work; by default the study's. Studies that name the same one
             share teachers, tables, searches and networks.
         minutes: Stop at a checkpoint after about so many minutes; exit code 4 says that it is to be
@@ -231,7 +231,7 @@ def _write_plan(path: Path, study: Study, goals: Sequence[Goal], out: Path) -> N
     from hwnas.core.environment import provenance
     from hwnas.core.errors import ConfigError
     from hwnas.study.gather import PLAN_FILE, read_plan
-    from hwnas.study.plan import common_file
+    from hwnas.study.plan import COPY_FILE, common_file
     from hwnas.study.records import Plan, PlannedArm, PlannedThreat
 
     settings = study.settings

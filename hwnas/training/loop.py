@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from hwnas.core.allocator import keep_freed_memory
 from hwnas.core.artifacts import write_atomically
 from hwnas.core.errors import ArtifactError, ConfigError, TrainingDivergedError
 from hwnas.core.progress import SILENT, Progress
 from hwnas.core.time_limit import stop_if_time_is_up
-from hwnas.training.allocator import keep_freed_memory
 from hwnas.training.processes import peers
 
 if TYPE_CHECKING:

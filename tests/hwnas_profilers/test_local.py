@@ -246,8 +246,8 @@ def test_rounds_are_watched(make_operator: MakeOperator, quick: TimingSettings) 
     with profiler_for("onnxruntime-cpu") as profiler:
         profiler.time([make_operator(4)], quick, on_finished=lambda _, timed: seen.append(timed))
         log = profiler.log
-        shared = log.reasons.get("shared core", 0)  # such a visit is no part of the kept round
+        shared = log.reasons.get("shared core", 0)  # visits that were dropped, not whole rounds
         assert log.kept == len(seen[0].rounds) + shared
-        assert log.disturbed == seen[0].disturbed
+        assert log.disturbed + shared == seen[0].disturbed
         assert len(log.pilots_ns) == log.kept + log.disturbed
         assert len(log.states) == 2

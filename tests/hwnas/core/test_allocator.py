@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hwnas.training.allocator import keep_freed_memory
+from hwnas.core.allocator import keep_freed_memory
 
 # Pages that the system maps while two blocks of a layer's size are used and freed, again and again.
 COUNT = """
@@ -13,7 +13,7 @@ import resource
 
 import torch
 
-from hwnas.training.allocator import keep_freed_memory
+from hwnas.core.allocator import keep_freed_memory
 
 
 def faults():
