@@ -48,7 +48,7 @@ def test_an_attack_breaks_what_the_reference_breaks(
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_standard_set_breaks_what_the_reference_breaks(digits: Digits, norm: Norm) -> None:
-    assert_alike(digits, reference_of(digits, norm), "autoattack", norm, count=20, queries=5000)
+    assert_alike(digits, reference_of(digits, norm), "autoattack", norm, count=12, queries=5000)
 
 
 def reference_of(digits: Digits, norm: Norm) -> Any:
