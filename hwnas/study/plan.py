@@ -311,8 +311,13 @@ def common_file(path: Path) -> Path | None:
     if not name:
         return None
     # It is copied into the study's folder, where other files have names of their own.
-    is_plain = isinstance(name, str) and "/" not in name and "\\" not in name
-    if not is_plain or not name.endswith(".toml") or name == COPY_FILE:
+    if (
+        not isinstance(name, str)
+        or not name.endswith(".toml")
+        or name == COPY_FILE
+        or "/" in name
+        or "\\" in name
+    ):
         raise ConfigError(
             f"{path}: `common` names a TOML file beside it, not {name!r}",
             hint='e.g. "common.toml"',
