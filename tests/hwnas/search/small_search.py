@@ -284,9 +284,10 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     search(Path(sys.argv[1]))
+    works: dict[str, Callable[..., None]] = {"search": search, "launch": launch, "kill": kill}
     for line in sys.stdin:
         question = json.loads(line)
-        work = {"search": search, "launch": launch, "kill": kill}[question.pop("work")]
+        work = works[question.pop("work")]
         question["folder"] = Path(question["folder"])
         code, said = answered(work, question)
         sys.stdout.write(json.dumps({"code": code, "said": said}) + "\n")

@@ -113,7 +113,7 @@ def test_two_processes_search_as_one_does(
 def test_two_processes_share_an_objective_and_robust_training(
     program: Program, tmp_path: Path
 ) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "epochs": 3, "objective": "combined", "objective_images": 7, "objective_weight": 0.1,
         "objective_ramp": 0.0, "robust": "trades",
     }  # fmt: skip
