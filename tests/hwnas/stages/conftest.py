@@ -208,17 +208,23 @@ def hwnas() -> Callable[..., click.testing.Result]:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[str]]:
-    """Start the command line in a process, and a process group, of its own."""
+    """Start the command line in a process, and a process group, of its own.
 
-    def begin(*arguments: object, code: str = "") -> subprocess.Popen[str]:
+    Coverage of one that will be killed is lost, so it need not be measured.
+    """
+
+    def begin(*arguments: object, code: str = "", covered: bool = True) -> subprocess.Popen[str]:
         what = ["-c", code] if code else ["-m", "hwnas.cli"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if not covered:
+            environment.pop("COVERAGE_PROCESS_CONFIG", None)
         return subprocess.Popen(
             [sys.executable, *what, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=environment,
         )
 
     return begin

@@ -103,7 +103,8 @@ def chain(
     config = new_config(("table.path", str(finished.table)))
     stops = []
     for text, number, name, parts in MOMENTS:
-        process = start(text, number, name, "run", config, "--out", out, "--json", code=SCRIPT)
+        given = (text, number, name, "run", config, "--out", out, "--json")
+        process = start(*given, code=SCRIPT, covered=name != "SIGKILL")
         stdout, stderr = process.communicate(timeout=400)
         stops.append(
             Stopped(
@@ -186,22 +187,23 @@ def test_nothing_temporary_is_left(chain: Chain) -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
 def test_profiling_goes_on_with_the_table(
-    name: str, start: Start, tmp_path: Path, hwnas: Callable[..., Any]
+    name: str, start: Start, users_code: Path, tmp_path: Path, hwnas: Callable[..., Any]
 ) -> None:
     table = tmp_path / "table.jsonl"
     arguments = (
-        "profile", "--space", "rnas-cl-xs", "--image-shape", "1,8,8", "--target", "torch-cpu",
+        "profile", "--space", f"user:{users_code}:network", "--target", "torch-cpu",
         "--relative-width", 0.3, "--max-samples", 20, "--out", table, "--json",
     )  # fmt: skip
-    process = start("table.jsonl", 12, name, *arguments, code=SCRIPT)
+    given = ("table.jsonl", 6, name, *arguments)
+    process = start(*given, code=SCRIPT, covered=name != "SIGKILL")
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == (130 if name == "SIGINT" else -signal.SIGKILL), stderr
     before = table.read_bytes()
-    assert before.count(b"\n") in (11, 12)  # stopped at the twelfth, which was not yet safe
+    assert before.count(b"\n") in (5, 6)  # stopped at the sixth, which was not yet safe
     again = hwnas(*arguments)
     assert again.exit_code == 0, again.stderr
-    assert json.loads(again.stdout)["operators"] == 49
-    assert "of 49 operators are measured already" in again.stderr
+    assert json.loads(again.stdout)["operators"] == 11
+    assert "of 11 operators are measured already" in again.stderr
     assert table.read_bytes().startswith(before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.jsonl"]
 
@@ -212,7 +214,7 @@ def test_a_process_group_killed_from_outside_while_training(
     """No hook in the process: killed whenever the first checkpoint of a long training is seen."""
     out = tmp_path / "teacher"
     config = new_config(("teacher.epochs", 60))
-    with start("teacher", "--config", config, "--out", out) as process:
+    with start("teacher", "--config", config, "--out", out, covered=False) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "teacher.checkpoint").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
