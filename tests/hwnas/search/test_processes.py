@@ -133,7 +133,8 @@ def test_a_killed_process_ends_the_run_which_goes_on_with_another_number(
 ) -> None:
     code, said = program.search(tmp_path, 2, fatal=(1, 9))  # in its second epoch
     assert code != 0
-    assert f"exitcode  : {-signal.SIGKILL}" in said
+    # Who is named as the cause is a race: the killed one, or the other, which misses it.
+    assert f"exitcode  : {-signal.SIGKILL}" in said or "goes on after the last checkpoint" in said
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     code, said = program.search(tmp_path, 3)
     assert code == 0, said
