@@ -105,7 +105,12 @@ def main() -> None:
         "torch_threads": torch.get_num_threads(),
         "asked_seconds": ASKED_SECONDS,
         "load_average": os.getloadavg()[0],
-        "settings": {name: str(value) for name, value in vars(given).items()},
+        # Not where things are: that is of no account, and of one machine.
+        "settings": {
+            name: str(value)
+            for name, value in vars(given).items()
+            if name not in ("data", "weights", "out")
+        },
         "provenance": provenance(this_device()),
         "runs": runs,
     }
