@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hwnas.search.budget import Budgets
     from hwnas.search.records import Attempt, Derivation
     from hwnas_profilers.profiler import Profiler
-    from hwnas_profilers.records import EnergyStatistics, Statistics
+    from hwnas_profilers.records import CalibrationRecord, EnergyStatistics, Statistics
     from hwnas_profilers.table import LatencyTable
     from hwnas_profilers.timing import TimingSettings
     from hwnas_profilers.workload import Workload
@@ -360,8 +360,12 @@ def _doubted_us(predicted_ms: float, table: LatencyTable) -> float:
     """Return from where on a measurement is longer than the table's errors explain."""
     if table.calibration is None:
         return inf
-    error = KNOWN_ERRORS * table.calibration.holdout.mape_percent / 100.0
-    return predicted_ms * 1e3 * (1.0 + max(error, LEAST_DOUBTED))
+    return predicted_ms * 1e3 * (1.0 + max(_known_error(table.calibration), LEAST_DOUBTED))
+
+
+def _known_error(calibration: CalibrationRecord) -> float:
+    """Return the share by which a table is known to err."""
+    return KNOWN_ERRORS * calibration.holdout.mape_percent / 100.0
 
 
 def _leaves_slack(measured: Statistics, budgets: Budgets) -> bool:
@@ -386,8 +390,7 @@ def _wider_ms(
     aim_us = (1.0 - MARGIN) * budget_us
     wider_ms = chosen.predicted_ms * aim_us / chosen.measured.median_us
     over = [each.predicted_ms for each in attempts if each.predicted_ms > chosen.predicted_ms]
-    error = KNOWN_ERRORS * table.calibration.holdout.mape_percent / 100.0
-    limit_ms = (1.0 + error) * budgets.latency_ms
+    limit_ms = (1.0 + _known_error(table.calibration)) * budgets.latency_ms
     return min([wider_ms, limit_ms, *((chosen.predicted_ms + each) / 2 for each in over)])
 
 

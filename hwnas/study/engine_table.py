@@ -10,17 +10,15 @@ from hwnas.study.figures import (
     ENGINE_SHARES,
     TWIN,
     TWIN_SHARES,
-    difference_text,
-    interval_text,
     label,
 )
 from hwnas.study.records import EngineRow, EngineTable
-from hwnas.study.table import cell_of, cell_text, markdown_line, values_of
+from hwnas.study.table import cell_difference, cell_of, cell_text, markdown_line, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hwnas.study.records import ArmSeed, Cell, Plan
+    from hwnas.study.records import ArmSeed, Plan
 
 HEAD_OF_DIFFERENCE = "to the twin, points"
 
@@ -60,7 +58,7 @@ def engine_text(table: EngineTable) -> tuple[list[str], list[list[str]]]:
         if what in TWIN_SHARES:
             heads.append(HEAD_OF_DIFFERENCE)
             for text, cell in zip(rows, cells, strict=True):
-                text.append(_difference(cell))
+                text.append(cell_difference(cell))
     return heads, rows
 
 
@@ -124,11 +122,3 @@ def _row(arm: str, name: str, target: str, seeds: dict[int, ArmSeed]) -> EngineR
         seeds=tuple(sorted({seed for cell in cells for seed in cell.seeds})),
         cells=tuple(cells),
     )
-
-
-def _difference(cell: Cell | None) -> str:
-    if cell is None or cell.difference is None:
-        return ""
-    found = cell.difference
-    interval = interval_text(cell.figure, found.low, found.high)
-    return difference_text(cell.figure, found.mean) + (f" ({interval})" if interval else "")

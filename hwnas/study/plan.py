@@ -292,7 +292,7 @@ def study_document(path: Path) -> Plain:
         ConfigError: It is not valid TOML, or the common file names a further one.
     """
     document = _toml(path)
-    place = common_file(path)
+    place = _common_of(path, document)
     if place is None:
         return document
     common = _toml(place)
@@ -307,7 +307,11 @@ def common_file(path: Path) -> Path | None:
     Raises:
         ConfigError: It is not the name of a file beside it.
     """
-    name = _toml(path).get("common", "")
+    return _common_of(path, _toml(path))
+
+
+def _common_of(path: Path, document: Plain) -> Path | None:
+    name = document.get("common", "")
     if not name:
         return None
     # It is copied into the study's folder, where other files have names of their own.

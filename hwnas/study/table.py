@@ -124,7 +124,7 @@ def markdown_from_table(table: StudyTable) -> str:
         cells = [f"**{row.arm}**" if row.arm in table.front else row.arm, str(len(row.seeds))]
         cells += [cell_text(figure, row.cell(figure)) for figure in table.figures]
         if compares:
-            cells.append(_difference(row.cell(table.main)))
+            cells.append(cell_difference(row.cell(table.main)))
         lines.append(markdown_line(cells))
     return "\n".join([*lines, "", *_markdown_notes(table)]) + "\n"
 
@@ -259,7 +259,8 @@ def seed_interval(cell: Cell) -> str:
     return interval_text(cell.figure, cell.over_seeds.low, cell.over_seeds.high)
 
 
-def _difference(cell: Cell | None) -> str:
+def cell_difference(cell: Cell | None) -> str:
+    """Write a figure's difference to the baseline, with its interval; nothing without one."""
     if cell is None or cell.difference is None:
         return ""
     found = cell.difference
