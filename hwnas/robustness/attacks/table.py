@@ -152,7 +152,7 @@ def run_attacks(
     if batch < 1 or queries < 1:
         raise ConfigError(f"batch and queries must be at least 1, not {batch} and {queries}")
     _check_data(images, labels)
-    keep_freed_memory()  # a pass of a small network takes half the time
+    keep_freed_memory()
     with ExitStack() as stack:
         if threat.protocol == "normalized":
             images = stack.enter_context(behind_normalization(model, images))
