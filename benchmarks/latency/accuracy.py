@@ -1,7 +1,9 @@
 """How well tables predict whole networks, beside every simpler predictor, in one run.
 
-For each space and seed: a table is profiled, 48 networks are drawn for calibration (the first 12 of
-them are the smaller set) and 36 more are held out; all 84 are timed together in shuffled rounds.
+For each space and seed: a table is profiled; the fastest network and 47 that are drawn are for
+calibration (the first 12 of them are the smaller set), 36 more are held out, and 16 lie between
+the ends of the space and what is drawn, where `random` ones hardly ever are but budgets may be. All
+are timed together in shuffled rounds.
 
     python benchmarks/latency/accuracy.py [--spaces mbconv-32,mbconv-224] [--seeds 0,1,2]
                                           [--target onnxruntime-cpu] [--batch 1]
@@ -26,12 +28,19 @@ from hwnas.core.artifacts import write_atomically
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
 from hwnas.latency.baselines import baseline_predictions, relative_least_squares
+from hwnas.latency.costs import ChainCost
 from hwnas.latency.figures import error_figures
-from hwnas.latency.fit import fit_latency
+from hwnas.latency.fit import CURVATURES, fit_latency
 from hwnas.latency.in_network import OperatorCosts
+from hwnas.latency.model import LatencyModel
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
-from hwnas.stages.calibrate import drawn_genotypes, operator_counts, weights_bytes
+from hwnas.stages.calibrate import (
+    drawn_genotypes,
+    fastest_genotype,
+    operator_counts,
+    weights_bytes,
+)
 from hwnas.stages.profile import make_table
 from hwnas_profilers.profiler import profiler_for
 from hwnas_profilers.targets import parse_target
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hwnas.space.chain_space import ChainSpace
+    from hwnas.space.genotype import Genotype
     from hwnas_profilers.records import ErrorFigures
     from hwnas_profilers.workload import OperatorKey
 
@@ -51,8 +61,9 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parents[1] / "results" / "latency"
 CALIBRATION = (12, 48)
 HOLDOUT = 36
+BETWEEN = 16
 PROFILED_CALLS = 50
-OURS = "hwnas"
+OURS, WITHOUT_CURVATURE = "hwnas", "hwnas_straight"
 
 
 def main() -> None:
@@ -78,15 +89,17 @@ def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
     """Profile, time networks, fit on some, and judge on the others."""
     name = space.spec.name
     generator = np.random.default_rng(seed)
-    drawn = dict.fromkeys(drawn_genotypes(space, max(CALIBRATION), generator))
-    while len(drawn) < max(CALIBRATION) + HOLDOUT:  # held-out ones are uniformly random
-        drawn[space.random_genotype(generator)] = None
-    genotypes = list(drawn)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         timing = TimingSettings(relative_width=0.01, seed=seed)
         table = make_table(space, target, Path(folder) / "table.jsonl", threads=1, settings=timing)
         table_s = time.perf_counter() - began
+    latency = LatencyModel(space, table)
+    fastest = fastest_genotype(latency)
+    drawn = dict.fromkeys(drawn_genotypes(space, max(CALIBRATION), generator, first=(fastest,)))
+    while len(drawn) < max(CALIBRATION) + HOLDOUT:  # held-out ones are uniformly random
+        drawn[space.random_genotype(generator)] = None
+    genotypes = [*drawn, *between_ends(latency, generator)]
     keys = list(table.measurements)
     with profiler_for(target) as profiler:
         began = time.perf_counter()
@@ -102,8 +115,9 @@ def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
     macs = np.array([space.macs(each) for each in genotypes], dtype=np.float64)
     costs = OperatorCosts(table)
     node_sums_us = node_sums(space, keys) if target == "onnxruntime-cpu" else None
-    held = slice(max(CALIBRATION), None)
+    held = slice(max(CALIBRATION), max(CALIBRATION) + HOLDOUT)
     floor_percent = float(100 * np.mean(np.abs(first - second)[held] / measured_us[held]))
+    new = slice(held.start, None)
     figures = {}
     predictions = {}
     for count in CALIBRATION:
@@ -116,12 +130,17 @@ def one_run(space: ChainSpace, target: str, seed: int) -> dict[str, object]:
             counts=counts[:count],
             macs=macs[:count],
             measured_us=measured_us[:count],
-            counts_new=counts[held],
-            macs_new=macs[held],
+            counts_new=counts[new],
+            macs_new=macs[new],
         )
         predictions[str(count)] = {each: values.tolist() for each, values in predicted.items()}
         figures[str(count)] = {
-            each: error_figures(values, measured_us[held]) for each, values in predicted.items()
+            each: error_figures(values[:HOLDOUT], measured_us[held])
+            for each, values in predicted.items()
+        }
+        figures[f"{count}, between the ends"] = {
+            each: error_figures(values[HOLDOUT:], measured_us[held.stop :])
+            for each, values in predicted.items()
         }
     sys.stdout.write(
         f"{name} {target} seed {seed}: table of {len(keys)} operators and {len(table.pairs)} pairs "
@@ -184,9 +203,33 @@ def predict(
             for each in (counts, counts_new)
         )
         predicted["node_sum_affine"] = new @ relative_least_squares(columns, measured_us)
-    fit = fit_latency(keys, prior_us, bytes_, counts, measured_us)
-    predicted[OURS] = fit.predict(counts_new)
+    for name, curvatures in ((WITHOUT_CURVATURE, (0.0,)), (OURS, CURVATURES)):
+        fit = fit_latency(keys, prior_us, bytes_, counts, measured_us, curvatures=curvatures)
+        predicted[name] = fit.predict(counts_new)
     return predicted
+
+
+def between_ends(latency: LatencyModel, generator: np.random.Generator) -> list[Genotype]:
+    """Mix the fastest network with the slowest one, and with random ones, in even shares."""
+    space, cost = latency.space, latency.cost_us
+    fast = cost.cheapest()
+    slow = ChainCost(tuple(np.where(np.isfinite(link), -link, np.inf) for link in cost.links))
+    assert fast is not None
+    mixed = []
+    for place in range(BETWEEN):
+        other = slow.cheapest() if place % 2 else space.choices(space.random_genotype(generator))
+        assert other is not None
+        share = (place + 0.5) / BETWEEN
+        takes = generator.random(len(fast)) < share
+        mixed.append(
+            space.genotype_of_choices(
+                [
+                    theirs if take else own
+                    for take, own, theirs in zip(takes, fast, other, strict=True)
+                ]
+            )
+        )
+    return mixed
 
 
 def node_sums(space: ChainSpace, keys: Sequence[OperatorKey]) -> Floats:
@@ -225,9 +268,9 @@ def report(runs: Sequence[dict[str, object]]) -> None:
         own = [run for run in runs if run["space"] == space]
         floor = np.mean([run["noise_floor_percent"] for run in own])
         sys.stdout.write(f"\n{space}: {len(own)} seeds, noise floor {floor:.2f} %\n")
-        for count in CALIBRATION:
-            sys.stdout.write(f"  {count} networks of calibration, {HOLDOUT} held out\n")
-            by_seed: list[dict[str, ErrorFigures]] = [run["figures"][str(count)] for run in own]  # type: ignore[index]
+        for group in own[0]["figures"]:  # type: ignore[attr-defined]
+            sys.stdout.write(f"  {group}: networks of calibration\n")
+            by_seed: list[dict[str, ErrorFigures]] = [run["figures"][group] for run in own]  # type: ignore[index]
             for rival in by_seed[0]:
                 found = [each[rival] for each in by_seed]
                 mape = [each.mape_percent for each in found]

@@ -74,6 +74,7 @@ def calibration_record(
         scale=fit.scale,
         per_operator_us=fit.per_operator_us,
         operators_us=tuple(zip(keys, map(float, fit.operators_us), strict=True)),
+        curvature_per_us=fit.curvature_per_us,
         noise_percent=fit.noise_percent,
         fit=error_figures(fit.predict(counts), measured_us),
         holdout=error_figures(fit.predict(holdout_counts), holdout_us),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 import numpy as np
 import torch
 
+from hwnas.latency.curvature import bent, straight
 from hwnas.space.chain_space import distinct_rows
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def link_arrays(space: ChainSpace, figure: Callable[[OperatorKey], float]) -> Li
 
 @final
 class ChainCost:
-    """A constant, and one look-up per link of the chain.
+    """A constant, and one look-up per link of the chain; what they add up to may be bent.
 
     The links are the stem, each searched block and the head. A network is one option per searched
     block; of what cannot run, a link holds infinity.
@@ -52,15 +53,29 @@ class ChainCost:
     Args:
         links: (options before, options here) each.
         fixed: What every network costs besides.
+        curvature: See `hwnas.latency.curvature`; 0 for a plain sum.
     """
 
-    def __init__(self, links: LinkFloats, *, fixed: float = 0.0) -> None:
+    def __init__(self, links: LinkFloats, *, fixed: float = 0.0, curvature: float = 0.0) -> None:
         self.links = links
         self.fixed = fixed
+        self.curvature = curvature
         self._tensors: tuple[Tensor, ...] | None = None
 
     def of(self, choices: Sequence[int]) -> float:
         """Return the cost of a network, given each searched block's option."""
+        return float(self.of_sums(self.sum_of(choices)))
+
+    def of_sums(self, sums: float | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what sums along the chain cost, with what every network costs besides."""
+        return bent(self.fixed + sums, self.curvature)
+
+    def sum_within(self, bound: float) -> float:
+        """Return the sum along the chain from which on a network costs more than a bound."""
+        return float(straight(bound, self.curvature)) - self.fixed
+
+    def sum_of(self, choices: Sequence[int]) -> float:
+        """Add a network up along the chain, without what every network costs besides."""
         chosen = (0, *choices, 0)
         before = (0, *chosen[:-1])
         total = 0.0
@@ -68,7 +83,7 @@ class ChainCost:
         # what the labels of `hwnas.search.labels` add up to.
         for link, i, j in zip(self.links, before, chosen, strict=True):
             total += float(link[i, j])
-        return self.fixed + total
+        return total
 
     def range(self, allowed: LinkMasks | None = None) -> tuple[float, float] | None:
         """Return the least and the greatest cost of a network.
@@ -113,11 +128,12 @@ class ChainCost:
         return tuple(path[-3::-1])
 
     def expected(self, probabilities: Sequence[Tensor]) -> Tensor:
-        """Compute the expected cost of a supernet whose blocks choose independently: exact.
+        """Compute the expected cost of a supernet whose blocks choose independently.
 
-        E = fixed + sum over links of p_before^T C p_here. What cannot run costs
+        E = fixed + sum over links of p_before^T C p_here, exactly. What cannot run costs
         `UNSUPPORTED_FACTOR` times the dearest that can in its link (or, where that is nothing, in
-        the chain).
+        the chain). With a curvature it is the bent E that is returned, which is below the
+        expectation by the curvature times the variance: less and less as the choices settle.
 
         Args:
             probabilities: One (options,) distribution per searched block.
@@ -137,7 +153,7 @@ class ChainCost:
         total = first.new_tensor(self.fixed)
         for link, before, here in zip(links, chain[:-1], chain[1:], strict=True):
             total = total + before @ link @ here
-        return total
+        return total * (1.0 + self.curvature * total.clamp(min=0.0))
 
     def _finite_links(self) -> LinkFloats:
         dearest = [_dearest(link) for link in self.links]

@@ -3,10 +3,11 @@
 Before any network is timed, a table and its seams say what each operator takes within a network
 (`hwnas_profilers.pairs`). That is the prior, and it is good. A few timed networks move it, by
 
-    latency = intercept + sum over operators k of
+    total   = intercept + sum over operators k of
               [ prior_k (1 + scale + groups_k + own_k) + cost + weights * bytes_k ]
+    latency = total + curvature * total^2
 
-where all but the priors and the bytes are normal variables around zero:
+where all but the priors, the bytes and the curvature are normal variables around zero:
 
 | term | stands for | standard deviation |
 |---|---|---|
@@ -26,6 +27,11 @@ averaged with their evidence (marginal likelihood) as weights. So few networks m
 say for themselves whether single operators are worth correcting; nothing is switched on or off by a
 threshold. Each posterior mean is linear, so their average is again one number per operator.
 
+Of a few curvatures the one of greatest evidence is taken, as an average over them would be no sum
+of operators that is bent once; half of the prior is on none. It says the same as the weights' term,
+and more: that tensors and weights leave the cache together, which of a network's operators is large
+mattering less than how large all of them are. See `hwnas.latency.curvature`.
+
 References:
     C. E. Rasmussen and C. K. I. Williams, Gaussian Processes for Machine Learning (2006), sections
     2.1 (the posterior, in the space of networks) and 5.2 (the evidence). We average over the grid
@@ -42,6 +48,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.core.errors import DataError
+from hwnas.latency.curvature import bent, straight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,18 +66,21 @@ WEIGHTS_SDS = (0.0, 0.05, 0.20)
 GROUP_SDS = (0.0, 0.003, 0.01, 0.03)
 OWN_SDS = (0.0, 0.01, 0.03)
 NOISE_SDS = (0.002, 0.004, 0.008, 0.016, 0.032, 0.064)
+# Share by which a network of the mean latency takes longer than its total, before the bend.
+CURVATURES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 NAMES = ("intercept", "scale", "cost", "weights", "groups", "own", "noise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
-    """latency = intercept + counts @ operators.
+    """total = intercept + counts @ operators; latency = total + curvature * total^2.
 
     Attributes:
         intercept_us: Cost that no operator accounts for.
         scale: Mean factor on the prior.
         per_operator_us: Mean cost that every operator has beside.
-        operators_us: What each operator takes within a network, (K,), never below zero.
+        operators_us: What each operator adds to the total, (K,), never below zero.
+        curvature_per_us: Not negative.
         noise_percent: Standard deviation of what is left unexplained, the mean over the grid.
     """
 
@@ -78,12 +88,12 @@ class Fit:
     scale: float
     per_operator_us: float
     operators_us: Floats
+    curvature_per_us: float
     noise_percent: float
 
     def predict(self, counts: Floats) -> Floats:
         """Return latencies in microseconds, (N,), of networks with these counts, (N, K)."""
-        latencies_us: Floats = self.intercept_us + counts @ self.operators_us
-        return latencies_us
+        return bent(self.intercept_us + counts @ self.operators_us, self.curvature_per_us)
 
 
 def fit_latency(
@@ -92,6 +102,8 @@ def fit_latency(
     weights_bytes: Floats,
     counts: Floats,
     measured_us: Floats,
+    *,
+    curvatures: Sequence[float] = CURVATURES,
 ) -> Fit:
     """Fit networks' latencies, starting from what the table says.
 
@@ -101,23 +113,27 @@ def fit_latency(
         weights_bytes: Size of each one's weights, (K,).
         counts: How often each network has each operator, (N, K).
         measured_us: Measured latency of each network, (N,), positive.
+        curvatures: Those to choose from, C of them, as shares that a network of the mean latency
+            takes longer for it; the first, which should be none, has half of the prior.
 
     Raises:
         DataError: There is no network, the shapes do not fit, or a latency is not positive.
     """
     _check(keys, prior_us, counts, measured_us)
     expected_us = counts @ prior_us  # (N, K) @ (K,) -> (N,)
-    residuals = measured_us / expected_us - 1
+    mean_us = float(measured_us.mean())
+    curvatures_per_us = np.array(curvatures) / mean_us  # (C,)
+    totals_us = straight(measured_us[:, None], curvatures_per_us)  # (N, C)
+    residuals = totals_us / expected_us[:, None] - 1
     # Effects of unit standard deviation on each network, relative to what is expected of it.
     relative = counts * prior_us / expected_us[:, None]  # (N, K)
     groups = _groups_of(keys)  # (K, G)
-    mean_us = float(measured_us.mean())
     operator_us = float(expected_us.sum() / counts.sum())
     # A mean network has a sum of one.
     weights_share = weights_bytes / max(float((counts @ weights_bytes).mean()), 1.0)
     effects = {
         "intercept": (mean_us / expected_us)[:, None],
-        "scale": np.ones((len(residuals), 1)),
+        "scale": np.ones((len(measured_us), 1)),
         "cost": (operator_us * counts.sum(axis=1) / expected_us)[:, None],
         "weights": (mean_us * (counts @ weights_share) / expected_us)[:, None],
         "groups": relative @ groups,  # (N, K) @ (K, G) -> (N, G)
@@ -131,24 +147,30 @@ def fit_latency(
             AFFINE_SDS, COST_SDS, WEIGHTS_SDS, GROUP_SDS, OWN_SDS, NOISE_SDS
         )
     ]
-    evidences: list[float] = []
+    evidences: list[Floats] = []  # logarithms, less what is the same for all; of each curvature
     duals: list[Floats] = []  # what the residuals are worth once their covariance is taken off
     for sds in grid:
-        covariance = sds["noise"] ** 2 * np.eye(len(residuals))
+        covariance = sds["noise"] ** 2 * np.eye(len(measured_us))
         for name, own_covariance in covariances.items():
             covariance += sds[name] ** 2 * own_covariance
         lower = np.linalg.cholesky(covariance)
         whitened = np.linalg.solve(lower, residuals)
         duals.append(np.linalg.solve(lower.T, whitened))
-        # The logarithm of the evidence, less what is the same for all.
-        evidences.append(-0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum()))
-    share = np.exp(np.array(evidences) - max(evidences))
-    share /= share.sum()
+        evidences.append(-0.5 * (whitened**2).sum(axis=0) - np.log(np.diag(lower)).sum())
+    best_of_grid = np.max(evidences, axis=0)
+    shares = np.exp(np.array(evidences) - best_of_grid)  # (grid, C)
+    # Totals are denser than latencies where these are bent: the evidence is that of the latencies.
+    stretch = 1.0 / (1.0 + 2.0 * curvatures_per_us * totals_us)  # d total / d latency, (N, C)
+    posterior = best_of_grid + np.log(shares.sum(axis=0)) + np.log(stretch).sum(axis=0)
+    posterior[1:] -= np.log(max(len(curvatures) - 1, 1))  # they share the other half of the prior
+    best = int(np.argmax(posterior))
+    share = shares[:, best] / shares[:, best].sum()
+    dual = np.array(duals)[:, :, best]
 
     def mean_of(name: str) -> Floats:
         """Average the posterior means of an effect: sd^2 effect.T @ dual, over the grid."""
         variances = np.array([sds[name] ** 2 for sds in grid])
-        averaged: Floats = effects[name].T @ ((share * variances) @ np.array(duals))
+        averaged: Floats = effects[name].T @ ((share * variances) @ dual)
         return averaged
 
     intercept, scale, cost, weights = (float(mean_of(name)[0]) for name in NAMES[:4])
@@ -160,6 +182,7 @@ def fit_latency(
         scale=1 + scale,
         per_operator_us=cost * operator_us,
         operators_us=np.maximum(operators_us, 0.0),
+        curvature_per_us=float(curvatures_per_us[best]),
         noise_percent=float(100 * share @ np.array([sds["noise"] for sds in grid])),
     )
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 class OperatorCosts:
-    """Costs that add up to a network's latency: intercept_us + sum of `latency_us`.
+    """Costs that add up to a network's total: intercept_us + sum of `latency_us`.
+
+    The total is the latency, but for the curvature of a calibration: `hwnas.latency.curvature`.
 
     Args:
         table: A latency table. Without pairs nothing is known of seams, and isolated latencies are
@@ -28,6 +30,7 @@ class OperatorCosts:
         self._per_operator_us = calibration.per_operator_us if calibration else 0.0
         self.intercept_us = calibration.intercept_us if calibration else 0.0
         """Cost that no operator accounts for."""
+        self.curvature_per_us = calibration.curvature_per_us if calibration else 0.0
 
     def prior_us(self, key: OperatorKey) -> float:
         """Return its latency alone less half the seam at each end: what precedes calibration.

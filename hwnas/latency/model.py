@@ -30,8 +30,10 @@ class LatencyModel:
     """Calibrated latency of every link of a space's chain.
 
     An operator's cost depends on its own choice and on the one before (its input width), so a
-    network's latency is an intercept and one table look-up per link, and a supernet's expected
-    latency is exact: E = intercept + sum over links of p_before^T T p_here.
+    network's total is an intercept and one table look-up per link, and a supernet's expected
+    total is exact: E = intercept + sum over links of p_before^T T p_here. The total is the latency,
+    but where a calibration found that large networks take longer than their operators add up to:
+    `hwnas.latency.curvature`.
 
     What the runtime refuses costs infinitely much: no network with it is ever derived, and only in
     an expectation does it count as something finite (see `ChainCost.expected`). A skipped block
@@ -67,7 +69,11 @@ class LatencyModel:
         def latency_us(key: OperatorKey) -> float:
             return np.inf if key in table.unsupported else costs.latency_us(key)
 
-        self._cost = ChainCost(link_arrays(space, latency_us), fixed=costs.intercept_us)
+        self._cost = ChainCost(
+            link_arrays(space, latency_us),
+            fixed=costs.intercept_us,
+            curvature=costs.curvature_per_us,
+        )
         self.supported: LinkMasks = tuple(np.isfinite(link) for link in self.links_us)
         if self._cost.cheapest() is None:
             raise _nothing_left(space, table)

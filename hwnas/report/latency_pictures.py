@@ -77,6 +77,10 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
     if latency.is_calibrated:
         steps.append(unit.value_us(latency.intercept_us))
         names.append("intercept")
+    if latency.cost_us.curvature > 0:
+        predicted_ms = latency.predict_ms(run.derivation.genotype)
+        steps.append(unit.value_ms(predicted_ms) - sum(steps))
+        names.append("curvature")
     ends = np.cumsum(steps)
     starts = ends - np.array(steps)
     predicted = float(ends[-1])
@@ -87,9 +91,8 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
     axes = figure.add_subplot()
     right = max(float(ends.max()), budget, *(value for _, value, _ in results))
     for y, (start, step) in enumerate(zip(starts, steps, strict=True)):
-        is_intercept = latency.is_calibrated and y == len(steps) - 1
         axes.barh(
-            y, step, left=start, height=0.66, color=ORANGE if is_intercept else BLUE,
+            y, step, left=start, height=0.66, color=BLUE if y < len(shares) else ORANGE,
             alpha=0.85, linewidth=0,
         )  # fmt: skip
         axes.text(
@@ -121,6 +124,10 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
     axes.set_ylim(first_result + len(results) - 0.3, -0.7)
     axes.set_xlim(0, right * 1.16)
     axes.set_xlabel(f"latency, {unit.name}")
+
+    def bar(place: int) -> str:
+        return f"{fixed(steps[place], _decimals(steps[place]))} {unit.name}"
+
     largest = max(shares, key=lambda share: share.latency_us)
     total = sum(share.latency_us for share in shares)
     caption = (
@@ -132,8 +139,12 @@ def stack_picture(run: RunFiles, latency: LatencyModel, unit: TimeUnit) -> Pictu
         caption += (
             " Each stands for what it takes within the network: its latency alone, less the call "
             "and the layout that it pays for only there, as whole networks corrected it; the "
-            f"intercept ({fixed(steps[-1], _decimals(steps[-1]))} {unit.name}) is what no operator "
-            "accounts for."
+            f"intercept ({bar(len(shares))}) is what no operator accounts for."
+        )
+    if latency.cost_us.curvature > 0:
+        caption += (
+            f" The curvature ({bar(-1)}) is what they take longer for being together in a network "
+            "of this size: its weights and tensors leave the cache."
         )
     alt = (
         "Waterfall chart: "

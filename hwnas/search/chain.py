@@ -62,7 +62,7 @@ class StateChain:
     @property
     def limits(self) -> Floats:
         """What may be spent along the chain of each cost, (costs,)."""
-        return np.array([row.bound - row.cost.fixed for row in self.rows])
+        return np.array([row.cost.sum_within(row.bound) for row in self.rows])
 
     def meets(self, totals: Floats) -> NDArray[np.bool_]:
         """Tell which paths meet the budgets, in the arithmetic of `feasible.meets`.
@@ -75,7 +75,7 @@ class StateChain:
         """
         met = np.ones(totals.shape[1], dtype=np.bool_)
         for row, total in zip(self.rows, totals, strict=True):
-            met &= (row.cost.fixed + total) / row.divisor <= row.budget
+            met &= row.cost.of_sums(total) / row.divisor <= row.budget
         return met
 
 

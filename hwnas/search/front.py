@@ -97,7 +97,7 @@ def pareto_front(
     chain = chain_within(costs, scores, budgets)
     paths = best_paths(chain, max_candidates=max_candidates)
     (latency, *_) = chain.rows
-    latencies_ms = (latency.cost.fixed + paths.costs[0]) / latency.divisor
+    latencies_ms = latency.cost.of_sums(paths.costs[0]) / latency.divisor
     # Where other costs are bounded too, some are on the front for taking less of these alone.
     places = undominated(paths.scores, latencies_ms[None, :])
     return ParetoFront(

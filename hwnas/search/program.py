@@ -64,7 +64,7 @@ def best_path(chain: StateChain) -> tuple[int, ...] | None:
 
 
 def _meets(chain: StateChain, choices: Sequence[int]) -> bool:
-    totals = np.array([[row.cost.of(choices) - row.cost.fixed] for row in chain.rows])
+    totals = np.array([[row.cost.sum_of(choices)] for row in chain.rows])
     return bool(chain.meets(totals)[0])
 
 

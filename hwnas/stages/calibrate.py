@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hwnas.latency.model import LatencyModel
     from hwnas.space.chain_space import ChainSpace
     from hwnas.space.genotype import Genotype
     from hwnas_profilers.records import CalibrationRecord, ErrorFigures
@@ -31,6 +32,7 @@ class CalibrateResult:
     intercept_us: float
     scale: float
     per_operator_us: float
+    curvature_per_us: float
     fit: ErrorFigures
     holdout: ErrorFigures
     baselines: dict[str, ErrorFigures]
@@ -49,8 +51,8 @@ def calibrate(
 ) -> CalibrateResult:
     """Time whole networks on the target and fit the latency table to them.
 
-    The networks are drawn at random. The fit and its errors on the held-out networks are appended
-    to the table, beside those of simpler predictors.
+    The space's fastest network is one, the others are drawn at random. The fit and its errors on
+    the held-out networks are appended to the table, beside those of simpler predictors.
 
     Args:
         table: A complete latency table of this machine.
@@ -87,6 +89,7 @@ def calibrate(
         intercept_us=record.intercept_us,
         scale=record.scale,
         per_operator_us=record.per_operator_us,
+        curvature_per_us=record.curvature_per_us,
         fit=record.fit,
         holdout=record.holdout,
         baselines=record.baselines,
@@ -119,9 +122,14 @@ def make_calibration(
     table = LatencyTable.read(path)
     header = table.header
     space = space_of_table(table)
-    LatencyModel(space, table)  # complains of a missing operator before anything is measured
+    # Complains of a missing operator before anything is measured.
+    fastest = fastest_genotype(LatencyModel(space, table))
     genotypes = drawn_genotypes(
-        space, networks + holdout, np.random.default_rng(seed), without=set(table.unsupported)
+        space,
+        networks + holdout,
+        np.random.default_rng(seed),
+        without=set(table.unsupported),
+        first=(fastest,),
     )
     with profiler_for(header.measured_at, threads=header.threads) as profiler:
         table.require(device=profiler.device.name)
@@ -161,13 +169,26 @@ def make_calibration(
     return record
 
 
+def fastest_genotype(latency: LatencyModel) -> Genotype:
+    """Return the network that a table says is the fastest.
+
+    Budgets are held against the ends of what a space can reach. The slow end is near what is drawn;
+    the fast one is far from all of it, where an intercept is all that matters, and a fit that has
+    not seen it puts it at a fraction of what it takes, or below zero.
+    """
+    choices = latency.cost_us.cheapest()
+    assert choices is not None  # as the model has been made
+    return latency.space.genotype_of_choices(choices)
+
+
 def drawn_genotypes(
     space: ChainSpace,
     count: int,
     generator: np.random.Generator,
     without: Set[OperatorKey] = frozenset(),
+    first: Sequence[Genotype] = (),
 ) -> list[Genotype]:
-    """Draw networks, each once, that have none of some operators.
+    """Draw networks, each once, that have none of some operators; some are given, and come first.
 
     Every fourth one is drawn lopsided: its blocks take their last option, the smallest or a skip,
     with one probability for the whole network. Others crowd around the middle of the space, and a
@@ -176,7 +197,7 @@ def drawn_genotypes(
     Raises:
         ConfigError: The space has fewer.
     """
-    drawn: dict[Genotype, None] = {}
+    drawn: dict[Genotype, None] = dict.fromkeys(first)
     for _ in range(100 * count):
         genotype = space.random_genotype(generator)
         if len(drawn) % 4 == 1:

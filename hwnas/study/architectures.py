@@ -153,27 +153,27 @@ def random_at_latency(
     """Draw a network, each as likely as any other, whose predicted latency nearly is the budget.
 
     Networks near one latency can be too rare to be met by plain draws. They are drawn with
-    probability proportional to exp(-rate * latency), exactly, along the chain, with the rate that
-    puts the mean into the window; accepted with probability proportional to exp(rate * latency),
-    they are uniform over the window again.
+    probability proportional to exp(-rate * sum), exactly, where the sum is that of their operators,
+    along the chain, with the rate that puts the mean into the window; accepted with probability
+    proportional to exp(rate * sum), they are uniform over the window again.
 
     Raises:
         BudgetError: None was met in the window, from 95 % of the budget on, that meets the others.
     """
     low, high = (1.0 - SLACK) * budgets.latency_ms, budgets.latency_ms
-    links = tuple(link / 1e3 for link in costs.latency.cost_us.links)
-    fixed = costs.latency.cost_us.fixed / 1e3
+    cost_us = costs.latency.cost_us
     span = costs.latency.range_ms()
     if low <= span[1] and high >= span[0]:
-        middle = (max(low, span[0]) + min(high, span[1])) / 2 - fixed
-        tilted = tilted_to(links, middle)
+        middle = (max(low, span[0]) + min(high, span[1])) / 2
+        tilted = tilted_to(cost_us.links, cost_us.sum_within(middle * 1e3))
+        end_us = cost_us.sum_within(1e3 * (high if tilted.rate > 0 else low))
         for _ in range(_MAX_DRAWS):
             genotype = costs.space.genotype_of_choices(tilted.draw(generator))
             latency_ms = costs.latency.predict_ms(genotype)
             if not low <= latency_ms <= high:
                 continue
-            excess = latency_ms - (high if tilted.rate > 0 else low)
-            if generator.random() < math.exp(tilted.rate * excess) and meets(
+            excess_us = cost_us.sum_of(costs.space.choices(genotype)) - end_us
+            if generator.random() < math.exp(tilted.rate * excess_us) and meets(
                 costs, genotype, budgets
             ):
                 return genotype

@@ -224,14 +224,16 @@ class ErrorFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRecord:
-    """latency(network) = intercept + sum over its operators of what each takes within a network.
+    """latency(network) = total + curvature * total^2, total = intercept + sum over its operators.
 
     Attributes:
         intercept_us: Cost of a call that no operator accounts for.
         scale: Mean factor on what the table alone says of an operator within a network.
         per_operator_us: Mean cost that every operator has beside.
-        operators_us: What each operator takes within a network, by operator.
-        noise_percent: Standard deviation of what the fit leaves unexplained.
+        operators_us: What each operator adds to the total, by operator.
+        curvature_per_us: By how much a network takes longer than its total, per microsecond of it;
+            0, as in tables of before 0.2.0, where networks take what their operators add up to.
+        noise_percent: Standard deviation of what the fit leaves unexplained, of the total.
         fit: Errors on the networks of the fit.
         holdout: Errors on networks that the fit never saw.
         baselines: Errors on the same held-out networks of simpler predictors, those that need a fit
@@ -259,4 +261,5 @@ class CalibrationRecord:
     seed: int
     utc: str
     settings: dict[str, Any] = field(default_factory=dict)
+    curvature_per_us: float = 0.0
     record: Literal["calibration"] = "calibration"

@@ -81,6 +81,7 @@ class CalibrationSummary:
         holdout_networks: Networks that the errors are of.
         noise_floor_percent: How far their own two measurements are apart.
         intercept_us: Cost of a call that no operator accounts for.
+        curvature_per_us: By how much a network takes longer than its operators add up to.
         errors: Of the calibrated table, then of simpler predictors, the best first.
     """
 
@@ -89,6 +90,7 @@ class CalibrationSummary:
     holdout_networks: int
     noise_floor_percent: float
     intercept_us: float
+    curvature_per_us: float
     errors: tuple[ErrorRow, ...]
 
 
@@ -269,6 +271,7 @@ def _calibration_summary(record: CalibrationRecord) -> CalibrationSummary:
         holdout_networks=len(record.holdout_networks),
         noise_floor_percent=record.noise_floor_percent,
         intercept_us=record.intercept_us,
+        curvature_per_us=record.curvature_per_us,
         errors=(
             _error_row("calibrated", record.holdout),
             *(_error_row(name, figures) for name, figures in baselines),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hwnas.core.errors import DataError
 from hwnas.latency.baselines import relative_least_squares
+from hwnas.latency.curvature import bent
 from hwnas.latency.fit import fit_latency
 from hwnas_profilers.workload import OperatorKey
 
@@ -104,6 +105,32 @@ def test_weights_that_leave_the_cache_are_found_from_a_dozen_networks() -> None:
     ours, prior, _ = errors_percent(spilled, 12)
     assert prior > 10
     assert ours < 1.5
+
+
+@pytest.mark.parametrize("networks", [12, 48])
+def test_networks_that_take_longer_than_their_sum_are_found_out(networks: int) -> None:
+    """As by a cache that they do not fit in: no sum of operators, whatever their costs, is so."""
+    world = make_world(5, noise=0.003)
+    counts, measured_us, _ = world.draw(networks)
+    held, _, true_us = world.draw(200)
+    curvature = 0.25 / measured_us.mean()
+    fit = fit_latency(
+        KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us * (1 + curvature * measured_us)
+    )
+    assert fit.curvature_per_us > 0
+    slower_us = true_us * (1 + curvature * true_us)
+    errors = np.abs(fit.predict(held) / slower_us - 1)
+    assert errors.mean() < 0.012
+    smallest = true_us < np.percentile(true_us, 5)  # where a straight line is far off
+    assert errors[smallest].mean() < 0.02
+
+
+def test_networks_that_take_their_sum_have_no_curvature() -> None:
+    for seed in range(10):
+        world = make_world(seed, noise=0.01, own=0.02)
+        counts, measured_us, _ = world.draw(12)
+        fit = fit_latency(KEYS, world.prior_us, WEIGHTS_BYTES, counts, measured_us)
+        assert fit.curvature_per_us * measured_us.mean() <= 0.05
 
 
 def errors_percent(world: World, networks: int) -> tuple[float, float, float]:
@@ -288,7 +315,8 @@ def test_operators_are_never_negative_and_predictions_are_their_sum(
     fit = fit_latency(KEYS, prior_us, WEIGHTS_BYTES, counts, measured_us)
     assert (fit.operators_us >= 0).all()
     assert fit.noise_percent > 0
-    np.testing.assert_allclose(fit.predict(counts), fit.intercept_us + counts @ fit.operators_us)
+    totals = fit.intercept_us + counts @ fit.operators_us
+    np.testing.assert_allclose(fit.predict(counts), bent(totals, fit.curvature_per_us))
 
 
 ONE = OperatorKey(kind="conv", in_shape=(3, 8, 8), out_shape=(4, 8, 8))

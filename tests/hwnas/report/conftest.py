@@ -99,6 +99,7 @@ class Case:
     figures: dict[str, float] = field(default_factory=dict)
     scale: float = 1.0
     networks: int = 5
+    curvature_per_us: float = 0.0
     elsewhere: Path | None = None
     teacher_layers: tuple[str, ...] = TEACHER_LAYERS
     governor: str = ""
@@ -139,6 +140,7 @@ def _write_table(path: Path, case: Case) -> None:
         operators = space.operators_of(genotype)
         counts = np.array([operators.count(key) for key in keys], dtype=np.float64)
         median = float(counts @ isolated_us) * (0.9 + 0.01 * math.sin(index)) - 2 * case.scale
+        median *= 1 + case.curvature_per_us * median
         return counts, NetworkMeasurement(
             choices=space.choices(genotype),
             macs=space.macs(genotype),

@@ -301,3 +301,18 @@ def test_pages_of_every_space_are_whole(new_run: NewRun, users_space: ChainSpace
         assert f'<figure id="{name}"' in page
     assert ">begin, 8×8<" in page  # noqa: RUF001 - a size
     assert ">part3, 4×4<" in page  # noqa: RUF001
+
+
+def test_what_large_networks_take_longer_is_a_bar_of_its_own(new_run: NewRun) -> None:
+    folder = new_run(**searched(CELLS), networks=40, curvature_per_us=5e-3)
+    run = read_run(folder)
+    latency = LatencyModel(CELLS, run.table)
+    assert latency.cost_us.curvature > 0
+    page = page_from_run(folder)
+    heights = re.search(r"curvature ([\d.]+)", alt_of(page, "stack"))
+    assert heights is not None
+    genotype = run.derivation.genotype
+    bend_us = 1e3 * latency.predict_ms(genotype) - latency.intercept_us
+    bend_us -= sum(share.latency_us for share in network_shares(run, latency))
+    assert float(heights[1]) == pytest.approx(bend_us, rel=0.02)
+    assert "being together in a network of this size" in text_of(page)

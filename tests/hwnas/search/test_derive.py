@@ -60,7 +60,7 @@ spaces = st.lists(
 def costs_of(
     space: ChainSpace, table_of: TableMaker, seed: int, *, whole: bool = False
 ) -> SpaceCosts:
-    """Costs at random, of few whole numbers where ties are wanted."""
+    """Costs at random, of few whole numbers where ties are wanted; every third latency is bent."""
     generator = np.random.default_rng(seed)
     known: dict[OperatorKey, float] = {}
 
@@ -68,7 +68,9 @@ def costs_of(
         fresh = generator.integers(1, 4) if whole else generator.lognormal(3, 0.7)
         return known.setdefault(key, float(fresh))
 
-    return SpaceCosts(space, table_of(space, cost_us))
+    costs = SpaceCosts(space, table_of(space, cost_us))
+    costs.latency.cost_us.curvature = 0.01 if seed % 3 == 0 else 0.0
+    return costs
 
 
 def within(latency_ms: float) -> Budgets:

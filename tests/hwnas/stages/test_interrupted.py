@@ -213,7 +213,7 @@ def test_a_process_group_killed_from_outside_while_training(
 ) -> None:
     """No hook in the process: killed whenever the first checkpoint of a long training is seen."""
     out = tmp_path / "teacher"
-    config = new_config(("teacher.epochs", 60))
+    config = new_config(("teacher.epochs", 20))
     with start("teacher", "--config", config, "--out", out, covered=False) as process:
         deadline = time.monotonic() + 60
         while not (tmp_path / "teacher.checkpoint").exists() and time.monotonic() < deadline:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hwnas.core.artifacts import sha256_of_file
+from hwnas.latency.model import LatencyModel
+from hwnas.stages.calibrate import fastest_genotype
+from hwnas.stages.spaces import space_of_table
 from hwnas_profilers.energy import energy_meter_status
+from hwnas_profilers.table import LatencyTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +74,13 @@ def test_profile_and_calibrate_make_a_table(tmp_path: Path, hwnas: Call) -> None
         fit["holdout"]
     )
     assert "macs_affine" in fit["baselines"]
+    assert fit["curvature_per_us"] >= 0
     assert table.read_bytes().startswith(before)
+    calibrated = LatencyTable.read(table)
+    assert calibrated.calibration is not None
+    latency = LatencyModel(space_of_table(calibrated), replace(calibrated, calibration=None))
+    fastest = latency.space.choices(fastest_genotype(latency))
+    assert calibrated.calibration.networks[0].choices == fastest
 
 
 def test_teacher_is_trained_or_taken(
