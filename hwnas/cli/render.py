@@ -28,6 +28,7 @@ UNITS = {
     "c": "C",
     "m": "millions",
     "k": "thousands",
+    "levels": "1/255",
 }
 LONG = 32
 """A table's column that is wider than this stands below its row."""

@@ -39,7 +39,7 @@ class CertifyResult:
         seed: Seed of all draws.
         clean_accuracy: Without a perturbation.
         lines: Per radius, the certified share, and what PGD leaves, with 95 % Wilson intervals.
-        radii: Quantiles of the certified radii, in units of 1/255.
+        radii_levels: Quantiles of the certified radii, in gray levels of 1/255.
         slack: What a margin had to exceed, for the rounding of float32.
         page: The report.
         record: All of it as JSON.
@@ -52,7 +52,7 @@ class CertifyResult:
     seed: int
     clean_accuracy: float
     lines: tuple[CertifyLine, ...]
-    radii: Radii
+    radii_levels: Radii
     slack: float
     page: str
     record: str
@@ -301,7 +301,7 @@ def _result(record: CertifyRecord, out: Path) -> CertifyResult:
         seed=record.seed,
         clean_accuracy=record.clean,
         lines=record.lines,
-        radii=record.radii,
+        radii_levels=record.radii,
         slack=record.slack,
         page=str(out / PAGE_FILE),
         record=str(out / RECORD_FILE),

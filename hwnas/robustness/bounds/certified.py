@@ -98,6 +98,7 @@ def certified_flags(
     eps: Sequence[Eps],
     method: Method,
     slack: float = 0.0,
+    tried: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Say which images are certified at each of several radii.
 
@@ -111,6 +112,7 @@ def certified_flags(
         eps: Radii in pixel units, ascending.
         method: How margins are bounded.
         slack: What a margin must exceed.
+        tried: Called after each radius that was tried.
 
     Returns:
         (radii, N), bool
@@ -130,6 +132,7 @@ def certified_flags(
             )
             rows = rows[found]
             flags[place, rows] = True
+            tried()
     return flags
 
 
@@ -143,6 +146,7 @@ def certified_radius(
     steps: int,
     method: Method,
     slack: float = 0.0,
+    tried: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Find, by bisection, the largest radius at which each image is certified.
 
@@ -158,6 +162,7 @@ def certified_radius(
         steps: Bisections: the radius is found to (high - low) / 2^steps.
         method: How margins are bounded.
         slack: What a margin must exceed.
+        tried: Called after each bisection.
 
     Returns:
         (N,), float64, in pixel units
@@ -175,4 +180,5 @@ def certified_radius(
             forward, images[rows], labels[rows], eps=middle, method=method, slack=slack
         )
         low[rows[found]], high[rows[~found]] = middle[found], middle[~found]
+        tried()
     return low

@@ -67,7 +67,7 @@ class Radii:
         median: Half.
         p75: Three quarters.
         p90: Nine tenths.
-        largest: No larger one was tried.
+        largest_tried: No larger one was tried.
     """
 
     p10: float
@@ -75,14 +75,14 @@ class Radii:
     median: float
     p75: float
     p90: float
-    largest: float
+    largest_tried: float
 
     @classmethod
     def from_pixels(cls, radii: Sequence[float], largest: float) -> Radii:
         """Take quantiles of radii in pixel units; each is a radius that a sample has."""
         found = np.quantile(radii, (0.1, 0.25, 0.5, 0.75, 0.9), method="lower") * 255
         p10, p25, median, p75, p90 = found.tolist()
-        return cls(p10=p10, p25=p25, median=median, p75=p75, p90=p90, largest=largest * 255)
+        return cls(p10=p10, p25=p25, median=median, p75=p75, p90=p90, largest_tried=largest * 255)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

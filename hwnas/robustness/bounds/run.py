@@ -25,7 +25,7 @@ from hwnas.robustness.pgd import pgd
 from hwnas.robustness.threat import Eps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -97,7 +97,7 @@ def certify_images(
         labels: (N,)
         settings: How.
         state: Folder that keeps finished batches; a later run with the same arguments takes them.
-        progress: Told of each image.
+        progress: Told of images; of those under way, by the radii that were tried.
 
     Raises:
         UnboundedOperationError: The network runs what has no sound bound.
@@ -109,6 +109,7 @@ def certify_images(
     with progress.task(f"certify ({settings.method})", len(images)) as task:
         for number, start in enumerate(range(0, len(images), settings.batch)):
             part = slice(start, start + settings.batch)
+            told = 0.0
             file = None if state is None else state / f"batch-{number}.json"
             if file is not None and file.is_file():
                 found = read_json(file, Certified)
@@ -117,12 +118,21 @@ def certify_images(
                 generator = torch.Generator().manual_seed(
                     (settings.seed + 1_000_003 * number) % 2**63
                 )
-                found = _batch(model, double, images[part], labels[part], settings, generator)
+                share = len(images[part]) / (len(settings.eps) + settings.radius_steps)
+
+                def tried(share: float = share) -> None:
+                    nonlocal told
+                    told += share
+                    task.advance(share)
+
+                found = _batch(
+                    model, double, images[part], labels[part], settings, generator, tried
+                )
                 if file is not None:
                     write_atomically(file, encode_json(found))
                     stop_if_time_is_up("certify")
             parts.append(found)
-            task.advance(len(found.clean))
+            task.advance(len(found.clean) - told)
     return _joined(parts)
 
 
@@ -133,6 +143,7 @@ def _batch(
     labels: NDArray[np.int64],
     settings: CertifySettings,
     generator: torch.Generator,
+    tried: Callable[[], None],
 ) -> Certified:
     device = device_of(model)
     pixels, classes = (torch.from_numpy(each).to(device) for each in (images, labels))
@@ -157,7 +168,7 @@ def _batch(
             right = (margins_of(single, classes) >= 0).all(1) & (single.argmax(1) == classes)
             rights.append(right)
     clean, attacked = rights[0], torch.stack(rights[1:])
-    certified, radii = _proven(double, pixels, classes, clean, settings, slack)
+    certified, radii = _proven(double, pixels, classes, clean, settings, slack, tried)
     _check(certified & ~attacked, certified, settings.eps)
     return Certified(
         certified=tuple(map(tuple, certified.tolist())),
@@ -175,6 +186,7 @@ def _proven(
     clean: Tensor,
     settings: CertifySettings,
     slack: float,
+    tried: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Return flags, (radii, N), and each image's own radius, (N,). Only right ones are tried."""
     rows = clean.nonzero()[:, 0]
@@ -183,7 +195,9 @@ def _proven(
     if not len(rows):
         return certified, radii
     method, taken = settings.method, (pixels[rows], labels[rows])
-    flags = certified_flags(double, *taken, eps=settings.eps, method=method, slack=slack)
+    flags = certified_flags(
+        double, *taken, eps=settings.eps, method=method, slack=slack, tried=tried
+    )
     ends = torch.tensor([0.0, *settings.eps], dtype=torch.float64, device=pixels.device)
     proven = flags.sum(0)  # (rows,): how many radii, which is where the largest of them stands
     radii[rows] = certified_radius(
@@ -194,6 +208,7 @@ def _proven(
         steps=settings.radius_steps,
         method=method,
         slack=slack,
+        tried=tried,
     )
     certified[:, rows] = flags
     return certified, radii
