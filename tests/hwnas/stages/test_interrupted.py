@@ -243,7 +243,9 @@ def test_ctrl_c_while_networks_are_exported(delay_s: float, start: Start, tmp_pa
         time.sleep(delay_s)
         os.kill(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 130, stderr
+    # Where it met text that is run by `exec`, as dataclasses are made, CPython itself ends the
+    # process by the signal after all is said: a shell says 130 of both.
+    assert process.returncode in (130, -signal.SIGINT), stderr
     assert stderr.splitlines() == [
         "error: interrupted; what was finished is kept: the same command goes on from there"
     ]
