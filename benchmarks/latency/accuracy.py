@@ -28,7 +28,6 @@ from hwnas.core.artifacts import write_atomically
 from hwnas.core.decoding import encode_json
 from hwnas.core.environment import provenance
 from hwnas.latency.baselines import baseline_predictions, relative_least_squares
-from hwnas.latency.costs import ChainCost
 from hwnas.latency.figures import error_figures
 from hwnas.latency.fit import CURVATURES, fit_latency
 from hwnas.latency.in_network import OperatorCosts
@@ -212,13 +211,12 @@ def predict(
 def between_ends(latency: LatencyModel, generator: np.random.Generator) -> list[Genotype]:
     """Mix the fastest network with the slowest one, and with random ones, in even shares."""
     space, cost = latency.space, latency.cost_us
-    fast = cost.cheapest()
-    slow = ChainCost(tuple(np.where(np.isfinite(link), -link, np.inf) for link in cost.links))
+    fast, slow = cost.cheapest(), cost.dearest()
     assert fast is not None
+    assert slow is not None
     mixed = []
     for place in range(BETWEEN):
-        other = slow.cheapest() if place % 2 else space.choices(space.random_genotype(generator))
-        assert other is not None
+        other = slow if place % 2 else space.choices(space.random_genotype(generator))
         share = (place + 0.5) / BETWEEN
         takes = generator.random(len(fast)) < share
         mixed.append(

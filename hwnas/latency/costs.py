@@ -100,12 +100,14 @@ class ChainCost:
         least = self.cheapest(allowed)
         if least is None:
             return None
-        negated = ChainCost(
-            tuple(np.where(np.isfinite(link), -link, np.inf) for link in self.links)
-        )
-        greatest = negated.cheapest(allowed)
+        greatest = self.dearest(allowed)
         assert greatest is not None  # as there is a network
         return self.of(least), self.of(greatest)
+
+    def dearest(self, allowed: LinkMasks | None = None) -> tuple[int, ...] | None:
+        """Return the options of the dearest network that runs; None of none."""
+        negated = (np.where(np.isfinite(link), -link, np.inf) for link in self.links)
+        return ChainCost(tuple(negated)).cheapest(allowed)
 
     def cheapest(self, allowed: LinkMasks | None = None) -> tuple[int, ...] | None:
         """Return the options of the cheapest network, by dynamic programming; None of none."""

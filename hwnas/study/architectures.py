@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hwnas.core.errors import BudgetError, ConfigError, nearest
-from hwnas.latency.costs import ChainCost
 from hwnas.search.feasible import meets
 
 if TYPE_CHECKING:
@@ -106,12 +105,12 @@ def genotype_of_options(space: ChainSpace, options: Sequence[int | str]) -> Geno
 
 def smallest(costs: SpaceCosts, _: Budgets, __: np.random.Generator) -> Genotype:
     """Return the network of the fewest parameters that runs: the narrowest."""
-    return _extreme(costs, costs.params.links)
+    return _of_end(costs, costs.params.cheapest(costs.allowed()))
 
 
 def largest(costs: SpaceCosts, _: Budgets, __: np.random.Generator) -> Genotype:
     """Return the network of the most parameters that runs: the widest."""
-    return _extreme(costs, tuple(-link for link in costs.params.links))
+    return _of_end(costs, costs.params.dearest(costs.allowed()))
 
 
 def uniform(costs: SpaceCosts, budgets: Budgets, _: np.random.Generator) -> Genotype:
@@ -168,15 +167,14 @@ def random_at_latency(
         tilted = tilted_to(cost_us.links, cost_us.sum_within(middle * 1e3))
         end_us = cost_us.sum_within(1e3 * (high if tilted.rate > 0 else low))
         for _ in range(_MAX_DRAWS):
-            genotype = costs.space.genotype_of_choices(tilted.draw(generator))
-            latency_ms = costs.latency.predict_ms(genotype)
-            if not low <= latency_ms <= high:
+            choices = tilted.draw(generator)
+            sum_us = cost_us.sum_of(choices)
+            if not low <= cost_us.of_sums(sum_us) / 1e3 <= high:
                 continue
-            excess_us = cost_us.sum_of(costs.space.choices(genotype)) - end_us
-            if generator.random() < math.exp(tilted.rate * excess_us) and meets(
-                costs, genotype, budgets
-            ):
-                return genotype
+            if generator.random() < math.exp(tilted.rate * (sum_us - end_us)):
+                genotype = costs.space.genotype_of_choices(choices)
+                if meets(costs, genotype, budgets):
+                    return genotype
     raise BudgetError(
         f"no random network of {costs.space.spec.name} was met between {low:.4g} and {high:.4g} ms "
         f"that keeps the other budgets; its networks take {span[0]:.4g} to {span[1]:.4g} ms",
@@ -262,8 +260,7 @@ def tilted_to(links: LinkFloats, mean: float) -> Tilted:
     return tilted(links, (low + high) / 2)
 
 
-def _extreme(costs: SpaceCosts, links: LinkFloats) -> Genotype:
-    choices = ChainCost(links).cheapest(costs.allowed())
+def _of_end(costs: SpaceCosts, choices: tuple[int, ...] | None) -> Genotype:
     assert choices is not None  # the latency model has seen to it that a network runs
     return costs.space.genotype_of_choices(choices)
 
