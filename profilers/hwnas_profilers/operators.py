@@ -74,11 +74,15 @@ def profile_operators(
     generator = np.random.default_rng(settings.seed)
     began = time.monotonic()
     with TableAppender(path, header, progress=progress) as table:
-        work = _missing(list(by_key.values()), table)
-        wanted = len(by_key)
-        done = wanted - sum(isinstance(each, Operator) for each in work)
-        if done:
-            progress.say(f"{path}: {done} of {wanted} operators are measured already")
+        singles, pairs = list(by_key.values()), neighbor_pairs(list(by_key.values()))
+        work = _missing(singles, pairs, table)
+        lacking = sum(isinstance(each, Operator) for each in work)
+        if len(work) < len(singles) + len(pairs):
+            progress.say(
+                f"{path}: {len(singles) - lacking} of {len(singles)} operators and "
+                f"{len(pairs) - (len(work) - lacking)} of {len(pairs)} pairs of neighbors "
+                "are measured already"
+            )
         groups = _groups([work[index] for index in generator.permutation(len(work))])
         for number, group in enumerate(groups, start=1):
             if len(groups) > 1:
@@ -98,7 +102,9 @@ def profile_operators(
     return LatencyTable.read(path)
 
 
-def _missing(operators: list[Operator], table: TableAppender) -> list[Operator | Chain]:
+def _missing(
+    operators: list[Operator], pairs: list[tuple[Operator, Operator]], table: TableAppender
+) -> list[Operator | Chain]:
     """Return the operators and pairs that are neither measured nor known to be refused."""
     known = table.unsupported
     singles = [
@@ -106,13 +112,13 @@ def _missing(operators: list[Operator], table: TableAppender) -> list[Operator |
         for operator in operators
         if operator.key not in table.measurements and operator.key not in known
     ]
-    pairs = [
+    chains = [
         chain_of(pair)
-        for pair in neighbor_pairs(operators)
+        for pair in pairs
         if (pair[0].key, pair[1].key) not in table.pairs
         and not any(each.key in known for each in pair)
     ]
-    return [*singles, *pairs]
+    return [*singles, *chains]
 
 
 def _profile_group(

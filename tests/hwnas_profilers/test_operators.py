@@ -134,8 +134,11 @@ def test_an_interrupted_profile_goes_on_where_it_was(
     assert len(known) + len(again.measured) == 10  # nothing is measured twice
     for key, measurement in kept.measurements.items():
         assert table.measurements[key] == measurement
-    told = f"{path}: {len(kept.measurements)} of 5 operators are measured already"
-    assert (told in listening.said) == bool(kept.measurements)
+    told = (
+        f"{path}: {len(kept.measurements)} of 5 operators and "
+        f"{len(kept.pairs)} of 5 pairs of neighbors are measured already"
+    )
+    assert (told in listening.said) == bool(finished)
 
 
 def test_a_full_table_is_not_measured_again(
