@@ -74,13 +74,14 @@ def profile_operators(
     generator = np.random.default_rng(settings.seed)
     began = time.monotonic()
     with TableAppender(path, header, progress=progress) as table:
-        singles, pairs = list(by_key.values()), neighbor_pairs(list(by_key.values()))
-        work = _missing(singles, pairs, table)
-        lacking = sum(isinstance(each, Operator) for each in work)
+        singles = list(by_key.values())
+        pairs = neighbor_pairs(singles)
+        new_singles, new_pairs = _missing_operators(singles, table), _missing_pairs(pairs, table)
+        work = [*new_singles, *map(chain_of, new_pairs)]
         if len(work) < len(singles) + len(pairs):
             progress.say(
-                f"{path}: {len(singles) - lacking} of {len(singles)} operators and "
-                f"{len(pairs) - (len(work) - lacking)} of {len(pairs)} pairs of neighbors "
+                f"{path}: {len(singles) - len(new_singles)} of {len(singles)} operators and "
+                f"{len(pairs) - len(new_pairs)} of {len(pairs)} pairs of neighbors "
                 "are measured already"
             )
         groups = _groups([work[index] for index in generator.permutation(len(work))])
@@ -102,23 +103,25 @@ def profile_operators(
     return LatencyTable.read(path)
 
 
-def _missing(
-    operators: list[Operator], pairs: list[tuple[Operator, Operator]], table: TableAppender
-) -> list[Operator | Chain]:
-    """Return the operators and pairs that are neither measured nor known to be refused."""
-    known = table.unsupported
-    singles = [
+def _missing_operators(operators: Sequence[Operator], table: TableAppender) -> list[Operator]:
+    """Return those that are neither measured nor known to be refused."""
+    return [
         operator
         for operator in operators
-        if operator.key not in table.measurements and operator.key not in known
+        if operator.key not in table.measurements and operator.key not in table.unsupported
     ]
-    chains = [
-        chain_of(pair)
+
+
+def _missing_pairs(
+    pairs: Sequence[tuple[Operator, Operator]], table: TableAppender
+) -> list[tuple[Operator, Operator]]:
+    """Return those that are neither measured nor hold a refused operator."""
+    return [
+        pair
         for pair in pairs
         if (pair[0].key, pair[1].key) not in table.pairs
-        and not any(each.key in known for each in pair)
+        and not any(each.key in table.unsupported for each in pair)
     ]
-    return [*singles, *chains]
 
 
 def _profile_group(
