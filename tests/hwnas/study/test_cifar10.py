@@ -30,6 +30,7 @@ def test_every_scale_can_be_read_and_shares_its_teacher(name: str) -> None:
         teachers = {config.teacher for study in (own, first) for config in study.configs.values()}
         assert len(teachers) == 1, scale
         assert {config.seed for config in own.configs.values()} == {0}
+    assert {config.train.epochs for config in question(name, "gpu").configs.values()} == {200}
     assert len(question(name, "cpu").settings.seeds) == (1 if name in ("deployment", "size") else 3)
 
 
