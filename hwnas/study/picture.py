@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from matplotlib.transforms import Bbox
+
 from hwnas.report.drawing import (
     BLUE,
     GRAY,
@@ -33,12 +35,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
 
     from hwnas.study.records import ArmRow, Cell, StudyTable
 
 _SERIES = ((ORANGE, "o", PAPER), (BLUE, "s", BLUE), (GREEN, "D", GREEN))
 """Color, marker and filling of the figures of one arm."""
 _ROW_INCHES = 0.2
+
+_SIDES = (
+    *(((x, y), "left" if x > 0 else "right") for x in (6, -6) for y in (6, -6)),
+    *(((0, y), "center") for y in (9, -9)),
+    *(((x, y), "left" if x > 0 else "right") for x in (6, -6) for y in (15, -15)),
+)
+"""Where a point's name can be, in points from it, the first the best; and its alignment."""
+_CLEARANCE_PIXELS = 2.0
+_OUTSIDE = 10.0
+"""How much worse it is for a name to leave the axes than to cover something."""
 
 
 def study_pictures(table: StudyTable) -> tuple[Picture, ...]:
@@ -152,14 +165,14 @@ def front_picture(table: StudyTable) -> Picture | None:
         for row, latency, main in points
     }
     front = [places[arm] for arm in table.front if arm in places]
-    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=0.8, drawstyle="steps-post",
-              linestyle=(0, (2, 2)))  # fmt: skip
     for row, latency, main in points:
         color = BLUE if row.arm in table.front else GRAY
         x, y = places[row.arm]
         _bars(axes, x, y, latency, main, unit, color)
-    _labels(axes, places, table.front)
     axes.margins(x=0.1, y=0.14)
+    _labels(axes, places, table.front)
+    axes.plot(*zip(*front, strict=True), color=BLUE, linewidth=0.8, drawstyle="steps-post",
+              linestyle=(0, (2, 2)), zorder=1)  # fmt: skip
     axes.set_xlabel(f"measured latency, {unit.name}")
     axes.set_ylabel(label(table.main))
     said = "; ".join(
@@ -219,21 +232,34 @@ def _bars(
 
 
 def _labels(axes: Axes, places: dict[str, tuple[float, float]], front: Sequence[str]) -> None:
-    """Name the points; where two are near, the lower one's name goes below it."""
-    xs, ys = ([point[axis] for point in places.values()] for axis in (0, 1))
-    near_x = 0.2 * (max(xs) - min(xs)) or 1.0
-    near_y = 0.08 * (max(ys) - min(ys)) or 1.0
-    for arm, (x, y) in places.items():
-        crowded = any(
-            other != arm and abs(x - ox) < near_x and 0 <= oy - y < near_y
-            for other, (ox, oy) in places.items()
-        )
-        at_right = x > min(xs) + 0.6 * (max(xs) - min(xs))  # its name would leave the picture
-        axes.annotate(
-            arm, (x, y), xytext=(-5 if at_right else 5, -10 if crowded else 4),
-            textcoords="offset points", ha="right" if at_right else "left",
+    """Name the points, each at the side where its name covers least of points, lines and names."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # positions are known only once the axes have their place
+    drawn = [line.get_window_extent().padded(_CLEARANCE_PIXELS) for line in axes.lines]
+    for arm in sorted(places, key=lambda arm: arm not in front):
+        name = axes.annotate(
+            arm, places[arm], xytext=_SIDES[0][0], textcoords="offset points",
             fontsize=SMALL_POINTS, color=INK if arm in front else MUTED,
         )  # fmt: skip
+
+        def put(side: int, name: Annotation = name) -> Bbox:
+            offset, across = _SIDES[side]
+            name.set(position=offset, horizontalalignment=across, verticalalignment="center")
+            return name.get_window_extent()
+
+        def covers(side: int) -> float:
+            box = put(side)
+            return sum(_common_area(box, other) for other in drawn) + _OUTSIDE * (
+                box.width * box.height - _common_area(box, axes.bbox)
+            )
+
+        drawn.append(put(min(range(len(_SIDES)), key=covers)))
+
+
+def _common_area(box: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(box, other)
+    return 0.0 if both is None else both.width * both.height
 
 
 def _arm_axis(axes: Axes, names: Sequence[str]) -> None:

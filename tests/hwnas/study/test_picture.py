@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,3 +73,27 @@ def test_names_are_escaped(name: str, made_up: Callable[..., list[ArmSeed]]) -> 
     with drawing_style():
         for picture in study_pictures(table):
             ET.fromstring(svg_file_from_picture(picture))
+
+
+def test_names_of_points_in_one_place_are_beside_each_other(
+    made_up: Callable[..., list[ArmSeed]],
+) -> None:
+    names = [f"arm-{index}" for index in range(8)]
+    (result,) = (each for each in made_up(seeds=(0,)) if each.arm == "base")
+    table = study_table(
+        [replace(result, arm=name) for name in names],
+        arms=dict.fromkeys(names, ""),
+        figures=("pixel.worst", "measured_ms"),
+    )
+    with drawing_style():
+        picture = front_picture(table)
+    assert picture is not None
+    texts = ET.fromstring(svg_file_from_picture(picture)).iter("{http://www.w3.org/2000/svg}text")
+    spots = [
+        (text.attrib["style"].split("text-anchor: ")[1][:3], float(text.attrib["y"]))
+        for text in texts
+        if text.text in names
+    ]
+    assert len(spots) == len(names)
+    for index, (side, y) in enumerate(spots):
+        assert all(side != other or abs(y - at) > 8 for other, at in spots[:index])
