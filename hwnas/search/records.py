@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,18 @@ class SearchRecord:
     def tutor_weights(self) -> tuple[tuple[float, ...], ...]:
         """Weights of the teacher layers for each student layer, as they are trained with."""
         return frozen_tutors(self.selection, self.tutor_probabilities)
+
+    @property
+    def evenness(self) -> float:
+        """How even the choices were left, from 0, all decided, to 1, as likely as by chance.
+
+        The entropy of the options' probabilities over the largest that it could be, over all blocks
+        with a choice; 0 where there is none.
+        """
+        chosen = [row for row in self.log_probabilities if len(row) > 1]
+        entropy = -sum(math.exp(each) * each for row in chosen for each in row)
+        largest = sum(math.log(len(row)) for row in chosen)
+        return entropy / largest if chosen else 0.0
 
     def tutor_weights_of(self, layers: Sequence[str]) -> tuple[tuple[float, ...], ...]:
         """Return the weights of the teacher layers for some of the student layers.

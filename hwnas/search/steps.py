@@ -134,7 +134,7 @@ class SearchSteps:
         temperature = temperature_at(
             epoch.index, epoch.count, start=config.temperature_start, end=config.temperature_end
         )
-        parts = [(self.train, self.step_weights, self.weight_optimizer, config.learning_rate)]
+        parts = [(self.train, self.step_weights, self.weight_optimizer, config.learning_rate, 0)]
         if epoch.index >= config.warmup:
             parts.append(
                 (
@@ -142,12 +142,12 @@ class SearchSteps:
                     self.step_choices,
                     self.choice_optimizer,
                     config.choice_learning_rate,
+                    config.warmup,
                 )
             )
         steps = sum(len(batch_sizes(split, config.batch)) for split, *_ in parts)
-        done = 0
         means = []
-        for split, take_step, optimizer, peak in parts:
+        for split, take_step, optimizer, peak, skipped in parts:
             losses = []
             stream = batches(
                 split,
@@ -158,16 +158,18 @@ class SearchSteps:
                 share=self.processes.share,
             )
             sizes = batch_sizes(split, config.batch)
+            before = (epoch.index - skipped) * len(sizes)
+            whole = (epoch.count - skipped) * len(sizes)
             for step, ((images, labels), total) in enumerate(zip(stream, sizes, strict=True)):
+                done = (before + step) / whole
                 if optimizer is self.choice_optimizer:
-                    before = (epoch.index - config.warmup) * len(sizes) + step
-                    whole = (epoch.count - config.warmup) * len(sizes)
-                    self.objective.begin(before / whole, before)
-                rate = 0.5 * peak * (1.0 + math.cos(math.pi * epoch.fraction(done, steps)))
+                    self.objective.begin(done, before + step)
+                # Each side's cosine is over its own steps: over those of both, choices, which come
+                # last in an epoch, would have no rate left in the last one.
+                rate = 0.5 * peak * (1.0 + math.cos(math.pi * done))
                 set_learning_rate(optimizer, rate)
                 loss = take_step(images, labels, total, temperature, generator)
                 losses.append(epoch.step(loss, steps))
-                done += 1
             means.append(sum(losses) / len(losses))
         self.processes.require_in_step("architecture and tutor logits", self.choices.parameters())
         return self._figures(means, temperature)

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     from hwnas.search.records import SearchRecord
 
 
+_EVEN = 0.98
+"""Evenness from which on hardly anything is chosen: the likeliest of two options has 58 %, the
+likeliest of four 35 %."""
+
+
+def say_if_even(record: SearchRecord, progress: Progress) -> None:
+    """Say where a search ended before it had chosen: its best network is then hardly a choice."""
+    if record.evenness > _EVEN:
+        progress.say(
+            f"search: its choices are {100 * record.evenness:.3g} % as even as chance: what is "
+            "derived from them is little better than drawn; raise `epochs` or "
+            "`choice_learning_rate` in [search]"
+        )
+
+
 def costs_of_search(
     search: Path, table: Path, *, estimate: bool, progress: Progress
 ) -> tuple[SearchRecord, SpaceCosts, LatencyTable]:
@@ -55,4 +70,5 @@ def costs_of_search(
         read = with_estimates(read, space, progress)
     costs = SpaceCosts(space, read)
     say_if_uncalibrated(read, progress)
+    say_if_even(record, progress)
     return record, costs, read

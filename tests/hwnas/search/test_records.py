@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +58,24 @@ def test_a_layer_that_the_search_does_not_know_is_refused(small_spec: ChannelSpe
     with pytest.raises(ConfigError, match="among those of its supernet") as caught:
         record.tutor_weights_of(["xyz"])
     assert caught.value.hint == f"it has {', '.join(LAYERS)}"
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "evenness"),
+    [
+        (((0.5, 0.5), (0.25,) * 4), 1.0),
+        (((0.5, 0.5), (1.0,)), 1.0),  # where there is nothing to choose nothing counts
+        (((0.5, 0.5), (1 - 3e-9, 1e-9, 1e-9, 1e-9)), 1 / 3),  # of log 2 + log 4
+        (((1.0,),), 0.0),
+        ((), 0.0),
+    ],
+)
+def test_how_even_the_choices_were_left(
+    small_spec: ChannelSpec, probabilities: tuple[tuple[float, ...], ...], evenness: float
+) -> None:
+    rows = tuple(tuple(map(math.log, row)) for row in probabilities)
+    record = replace(record_of(small_spec), log_probabilities=rows)
+    assert record.evenness == pytest.approx(evenness, abs=1e-6)
 
 
 def test_a_record_is_read_as_it_was_written(small_spec: ChannelSpec, tmp_path: Path) -> None:

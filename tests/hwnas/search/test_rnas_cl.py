@@ -169,6 +169,22 @@ def test_the_weights_are_trained_and_warmup_leaves_choices_alone(
     assert history[-1]["temperature"] == pytest.approx(CONFIG.temperature_end)
 
 
+def test_the_rate_of_each_side_falls_over_its_own_steps(
+    searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[float]] = {}
+    monkeypatch.setattr(
+        "hwnas.search.steps.set_learning_rate",
+        lambda optimizer, rate: seen.setdefault(id(optimizer), []).append(rate),
+    )
+    searcher.run(tmp_path / "c")
+    weights, choices = seen.values()
+    assert (len(weights), len(choices)) == (4 * 3, 3 * 2)
+    for rates, peak in ((weights, CONFIG.learning_rate), (choices, CONFIG.choice_learning_rate)):
+        done = np.arange(len(rates)) / len(rates)
+        assert rates == pytest.approx(peak * 0.5 * (1 + np.cos(np.pi * done)))
+
+
 LONGER = SearchConfig(
     epochs=16, warmup_epochs=1, batch=16, attention_size=4, choice_learning_rate=0.3
 )

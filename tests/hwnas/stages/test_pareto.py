@@ -25,7 +25,7 @@ from hwnas.core.errors import (
 from hwnas.latency.resources import SpaceCosts
 from hwnas.search.front import score_of_choices
 from hwnas.search.front_records import read_front
-from hwnas.search.records import SearchRecord, read_derivation
+from hwnas.search.records import SearchRecord, read_derivation, read_search
 from hwnas.space.chain_space import all_genotypes
 from hwnas.space.mbconv.spec import MBConvSpec, MBConvStage
 from hwnas.space.registry import space_from_spec
@@ -117,7 +117,7 @@ def case(
         target="onnxruntime-cpu",
         budget_ms=1.0,
         expected_ms=1.0,
-        log_probabilities=tuple(tuple(row.tolist()) for row in scores),
+        log_probabilities=rows(scores),
         tutor_probabilities=((0.25, 0.75),) * len(layers),
         student_layers=layers,
         teacher_layers=("first", "second"),
@@ -127,6 +127,10 @@ def case(
     with new_artifact(tmp_path / "search", ManifestDraft(kind="search")) as folder:
         (folder / "search.json").write_bytes(encode_json(record))
     return Case(folder=tmp_path, space=space, scores=scores)
+
+
+def rows(scores: list[Any]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row.tolist()) for row in scores)
 
 
 def write_table(path: Path, plain: LatencyTable, spec: Any, **changes: Any) -> None:
@@ -220,6 +224,23 @@ def test_a_front_out_of_reach_is_found_point_by_point_and_that_is_said(
     assert set(shown) <= set(expected)
     assert shown[-1] == expected[-1]
     assert "others between" in (case.out / "front.svg").read_text() or not found.complete
+
+
+def test_a_search_that_has_hardly_chosen_is_told_of(case: Case) -> None:
+    said = Said()
+    _, slowest_ms = case.costs.latency.range_ms()
+    case.derive(budget_ms=slowest_ms, progress=said)
+    assert not any("as even as chance" in message for message in said.messages)
+    # As if it had been stopped after a step or two.
+    even = [np.full(len(options), -math.log(len(options))) for options in case.space.options]
+    record = replace(read_search(case.search / "search.json"), log_probabilities=rows(even))
+    with new_artifact(case.folder / "even", ManifestDraft(kind="search")) as folder:
+        (folder / "search.json").write_bytes(encode_json(record))
+    derive(
+        case.folder / "even", case.table, case.folder / "e.json",
+        budget_ms=slowest_ms, measure=False, progress=said,
+    )  # fmt: skip
+    assert "search: its choices are 100 % as even as chance: " in "".join(said.messages)
 
 
 class Said:
