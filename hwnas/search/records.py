@@ -78,16 +78,18 @@ class SearchRecord:
         return frozen_tutors(self.selection, self.tutor_probabilities)
 
     @property
-    def evenness(self) -> float:
-        """How even the choices were left, from 0, all decided, to 1, as likely as by chance.
+    def choice_evenness(self) -> float:
+        """How even the choices of options were left: 0, all decided, to 1, as even as chance.
 
-        The entropy of the options' probabilities over the largest that it could be, over all blocks
-        with a choice; 0 where there is none.
+        The entropy of their probabilities over the largest that it could be, over all blocks; 0
+        where there is nothing to choose.
         """
-        chosen = [row for row in self.log_probabilities if len(row) > 1]
-        entropy = -sum(math.exp(each) * each for row in chosen for each in row)
-        largest = sum(math.log(len(row)) for row in chosen)
-        return entropy / largest if chosen else 0.0
+        return _evenness([[math.exp(each) for each in row] for row in self.log_probabilities])
+
+    @property
+    def tutor_evenness(self) -> float:
+        """How even the choices of tutors were left, likewise; 0 where none were searched."""
+        return _evenness(self.tutor_probabilities) if self.selection == "searched" else 0.0
 
     def tutor_weights_of(self, layers: Sequence[str]) -> tuple[tuple[float, ...], ...]:
         """Return the weights of the teacher layers for some of the student layers.
@@ -108,6 +110,12 @@ class SearchRecord:
                 hint=f"did you mean `{similar[0]}`?" if similar else f"it has {', '.join(rows)}",
             )
         return tuple(rows[layer] for layer in layers)
+
+
+def _evenness(rows: Sequence[Sequence[float]]) -> float:
+    entropy = -sum(each * math.log(each) for row in rows for each in row if each > 0.0)
+    largest = sum(math.log(len(row)) for row in rows)
+    return entropy / largest if largest else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,8 @@ class SearchConfig(RobustSettings):
         batch: Images per step.
         learning_rate: Peak rate of the weights (Adam, cosine).
         weight_decay: Of the weights.
-        choice_learning_rate: Peak rate of architecture and tutor logits (Adam, cosine).
+        choice_learning_rate: Peak rate of architecture and tutor logits (Adam, cosine over their
+            own steps; the paper's falls once an epoch).
         choice_weight_decay: Of the logits; it pulls choices that nothing speaks for back to even.
         tutors: How each student layer's tutors among the teacher's layers are selected: see
             `TutorSelection`.

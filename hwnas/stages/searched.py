@@ -26,13 +26,17 @@ likeliest of four 35 %."""
 
 
 def say_if_even(record: SearchRecord, progress: Progress) -> None:
-    """Say where a search ended before it had chosen: its best network is then hardly a choice."""
-    if record.evenness > _EVEN:
-        progress.say(
-            f"search: its choices are {100 * record.evenness:.3g} % as even as chance: what is "
-            "derived from them is little better than drawn; raise `epochs` or "
-            "`choice_learning_rate` in [search]"
-        )
+    """Say where a search ended before it had chosen: what is taken from it is hardly a choice."""
+    for what, evenness in (
+        ("options", record.choice_evenness),
+        ("tutors", record.tutor_evenness),
+    ):
+        if evenness > _EVEN:
+            progress.say(
+                f"search: its choices of {what} are {100 * evenness:.3g} % as even as chance: what "
+                "is taken from them is little better than drawn; raise `epochs` or "
+                "`choice_learning_rate` in [search]"
+            )
 
 
 def costs_of_search(

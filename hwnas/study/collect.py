@@ -8,7 +8,8 @@ from hwnas.core.artifacts import sha256_of
 from hwnas.core.decoding import encode_json, read_json
 from hwnas.robustness.attacks.table import AttackTable
 from hwnas.robustness.hrs import harmonic_robustness
-from hwnas.search.records import read_derivation
+from hwnas.search.records import read_derivation, read_search
+from hwnas.stages.search import SEARCH_FILE
 from hwnas.study.engines import JudgedEngine, engine_figures, judged_path
 from hwnas.study.figures import CLEAN, HRS, WORST
 from hwnas.study.handcrafted import read_card
@@ -51,6 +52,7 @@ def arm_figures(goal: Goal, store: Path, *, train_images: int, names: Mapping[st
         figures={
             **accuracies(tables),
             **figures,
+            **_search_figures(goal),
             **_training_figures(goal, train_images=train_images),
             **engine_figures(engines, names),
         },
@@ -125,6 +127,20 @@ def _network_figures(goal: Goal) -> tuple[dict[str, float], str]:
 
     result = read_json(goal.trained.path / "result.json", TeacherResult)
     return {"params": float(result.params)}, result.source or "our own teacher"
+
+
+def _search_figures(goal: Goal) -> dict[str, float]:
+    """Return how far its search had chosen; nothing where it takes nothing from one."""
+    search = goal.stages.get("search")
+    if search is None:
+        return {}
+    record = read_search(search.path / SEARCH_FILE)
+    figures = {}
+    if goal.arm.kind == "search":
+        figures["choice_evenness"] = record.choice_evenness
+    if record.selection == "searched":
+        figures["tutor_evenness"] = record.tutor_evenness
+    return figures
 
 
 def _training_figures(goal: Goal, *, train_images: int) -> dict[str, float]:

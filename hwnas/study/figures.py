@@ -58,6 +58,8 @@ COSTS = {
     "macs": Cost(label="MACs", text=lambda value: large(round(value))),
     "predicted_ms": Cost(label="predicted latency, ms", text=number),
     MEASURED_MS: Cost(label="measured latency, ms", text=number),
+    "choice_evenness": Cost(label="search, evenness of options", text=number),
+    "tutor_evenness": Cost(label="search, evenness of tutors", text=number),
     "train_minutes": Cost(label="training, minutes", text=number),
     "images_per_s": Cost(label="training, images/s", text=lambda value: number(value, 4)),
 }

@@ -73,9 +73,13 @@ def test_a_layer_that_the_search_does_not_know_is_refused(small_spec: ChannelSpe
 def test_how_even_the_choices_were_left(
     small_spec: ChannelSpec, probabilities: tuple[tuple[float, ...], ...], evenness: float
 ) -> None:
-    rows = tuple(tuple(map(math.log, row)) for row in probabilities)
-    record = replace(record_of(small_spec), log_probabilities=rows)
-    assert record.evenness == pytest.approx(evenness, abs=1e-6)
+    logs = tuple(tuple(map(math.log, row)) for row in probabilities)
+    record = replace(
+        record_of(small_spec), log_probabilities=logs, tutor_probabilities=probabilities
+    )
+    assert record.choice_evenness == pytest.approx(evenness, abs=1e-6)
+    assert record.tutor_evenness == pytest.approx(evenness, abs=1e-6)
+    assert replace(record, selection="uniform").tutor_evenness == 0.0
 
 
 def test_a_record_is_read_as_it_was_written(small_spec: ChannelSpec, tmp_path: Path) -> None:

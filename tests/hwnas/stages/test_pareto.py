@@ -240,7 +240,7 @@ def test_a_search_that_has_hardly_chosen_is_told_of(case: Case) -> None:
         case.folder / "even", case.table, case.folder / "e.json",
         budget_ms=slowest_ms, measure=False, progress=said,
     )  # fmt: skip
-    assert "search: its choices are 100 % as even as chance: " in "".join(said.messages)
+    assert "search: its choices of options are 100 % as even as chance: " in "".join(said.messages)
 
 
 class Said:

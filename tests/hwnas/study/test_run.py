@@ -84,10 +84,12 @@ def test_every_arm_and_seed_has_its_figures(finished: Finished) -> None:
         assert set(found.figures) > {*SHARES, "params", "macs", "predicted_ms", "train_minutes"}
         assert found.figures["pixel.worst"] <= found.figures["clean"]
         assert found.figures["images_per_s"] > 0
+        assert ("choice_evenness" in found.figures) == (found.arm == "searched")
     smallest, searched = (
         next(each for each in record.results if each.arm == arm) for arm in ("smallest", "searched")
     )
     assert smallest.figures["params"] <= searched.figures["params"]
+    assert 0 < searched.figures["choice_evenness"] <= 1
 
 
 def test_arms_and_seeds_share_what_they_can(finished: Finished) -> None:
