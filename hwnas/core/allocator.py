@@ -23,8 +23,8 @@ def keep_freed_memory() -> bool:
 
     What it goes on holding is the most that it held at once in blocks of less than 256 MiB, and the
     gaps between them: in the first rounds small blocks settle right behind large ones, which then
-    no longer fit where they were. Two blocks of 48 MB, used and freed in turn, took up to thirteen
-    such places before it ended. Where the allocator is not glibc's, nothing changes.
+    no longer fit where they were, until all have found a place. Where the allocator is not
+    glibc's, nothing changes.
 
     Returns:
         Whether the allocator took it.
