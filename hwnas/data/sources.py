@@ -164,9 +164,9 @@ def _cifar10_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         records = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputFileError(
-            f"{path} cannot be read: {error.strerror}",
-            hint="unpack the binary version of CIFAR-10 (cifar-10-batches-bin) there, or let "
-            "torchvision download it: `cifar10-torchvision:FOLDER`",
+            f"{path.absolute()} cannot be read: {error.strerror}",
+            hint="name the folder of CIFAR-10's binary version (cifar-10-batches-bin): "
+            "`cifar10:FOLDER`, or let torchvision download it: `cifar10-torchvision:FOLDER`",
         ) from error
     if records.size == 0 or records.size % 3073:
         raise DataError(
