@@ -17,7 +17,13 @@ from hwnas.core.progress import SILENT
 from hwnas_profilers.models import OnnxModels
 from hwnas_profilers.statistics import summarize
 from hwnas_profilers.targets import require_target
-from hwnas_profilers.timing import RoundLog, Timed, time_in_rounds, time_interleaved
+from hwnas_profilers.timing import (
+    RoundLog,
+    Timed,
+    time_in_rounds,
+    time_interleaved,
+    without_the_odd_one,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +64,7 @@ class NetworkTiming:
     Attributes:
         statistics: Over all samples.
         first_us: Median over the first, third, ... round.
-        second_us: Median over the rounds between.
+        second_us: Median over the rounds between: of another loading, where there are several.
     """
 
     statistics: Statistics
@@ -78,6 +84,8 @@ class Profiler(ABC):
         self.target = target
         self.threads = threads
         self.models = OnnxModels()
+        self.loadings = 1
+        """How often a whole network is loaded where it is timed."""
         self.log = RoundLog()
         """What the rounds were like, over all that was timed."""
 
@@ -182,15 +190,24 @@ class Profiler(ABC):
     ) -> list[NetworkTiming]:
         """Time whole networks in shuffled rounds, each of which the runtime must take.
 
+        Each is loaded `loadings` times, which share its samples: see `without_the_odd_one`.
+
         Raises:
             ExportError: It refuses one.
         """
 
         def refuse(index: int, reason: str) -> None:
-            raise ExportError(f"{self.target} refuses {workloads[index].name}: {reason}")
+            raise ExportError(f"{self.target} refuses {loaded[index].name}: {reason}")
 
-        timed = self.time(workloads, settings, on_rejected=refuse, progress=progress)
-        return [_network_timing(samples) for samples in timed if samples is not None]
+        times = self.loadings
+        loaded = [workload for workload in workloads for _ in range(times)]
+        shared = settings.shared_by(times)
+        timed = self.time(loaded, shared, on_rejected=refuse, progress=progress)
+        found = [samples for samples in timed if samples is not None]
+        return [
+            _network_timing(without_the_odd_one(found[begin : begin + times]))
+            for begin in range(0, len(found), times)
+        ]
 
     @final
     def memory_of(self, workload: Workload) -> ModelMemory | None:

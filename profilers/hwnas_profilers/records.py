@@ -191,7 +191,8 @@ class NetworkMeasurement:
         macs: Multiply-accumulates per image.
         statistics: Over all samples.
         first_us: Median over the even rounds.
-        second_us: Median over the odd rounds: how far it is from the first is the noise floor.
+        second_us: Median over the odd rounds, in which it is another loading of the network where
+            it was loaded several times: how far it is from the first is the noise floor.
     """
 
     choices: tuple[int, ...]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from math import isfinite
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -45,6 +46,8 @@ _MAX_STEPPED_ROUNDS = 10
 _SHARED = "shared core"
 _MOST_DROPPED = 3
 _REMEMBERED_VISITS = 5_000
+LOADINGS = 3
+"""Of a workload whose latency is to be compared: see `without_the_odd_one`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,15 @@ class TimingSettings:
             raise ConfigError(f"max_disturbed is {self.max_disturbed}, not a share below 1")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, not at least 0")
+
+    def shared_by(self, loadings: int) -> TimingSettings:
+        """Return what each of several loadings of a workload takes, of what it takes in all."""
+        if loadings == 1:
+            return self
+        least = max(MIN_SAMPLES, self.samples_per_round + 1)
+        min_samples = max(least, -(-self.min_samples // loadings))
+        max_samples = max(min_samples, -(-self.max_samples // loadings))
+        return replace(self, min_samples=min_samples, max_samples=max_samples)
 
     @classmethod
     def quick(cls, *, seed: int = 0) -> Self:
@@ -243,6 +255,32 @@ class Timed:
     def count(self) -> int:
         """Number of samples."""
         return sum(map(len, self.rounds))
+
+
+def without_the_odd_one(loadings: Sequence[Timed]) -> Timed:
+    """Put the samples of a workload's loadings together, but for the odd ones.
+
+    Now and then a workload is several percent slower for as long as it is loaded, wherever its
+    memory came to lie (benchmarks/latency/loadings.py). That says nothing of the workload. So those
+    count whose medians are next to the middle one: two of three, the only one of one.
+
+    Args:
+        loadings: At least one, as they were timed in the same rounds.
+
+    Returns:
+        Their rounds in turn: of two loadings, every other round is of the same one.
+    """
+    medians = [float(np.median(each.samples_us)) for each in loadings]
+    middle = sorted(medians)[len(medians) // 2]
+    order = sorted(range(len(medians)), key=lambda place: abs(medians[place] - middle))
+    kept = [loadings[place] for place in sorted(order[: len(loadings) // 2 + 1])]
+    turns = zip_longest(*(zip(each.rounds, each.cores_ns, strict=True) for each in kept))
+    rounds = [each for turn in turns for each in turn if each is not None]
+    return Timed(
+        rounds=[samples for samples, _ in rounds],
+        disturbed=sum(each.disturbed for each in loadings),
+        cores_ns=[core_ns for _, core_ns in rounds],
+    )
 
 
 @dataclass(slots=True)

@@ -99,6 +99,7 @@ class MadeUpDevice(Profiler):
         refused: Names of workloads that it refuses, and why.
         latencies_us: Latency by name; by default 10 microseconds per character of the name.
         rounds_us: Latencies of a name in each round, where they differ.
+        loadings_us: Latencies of a name each time that it is loaded, where they differ.
         states: Readings of the machine, one after the other; None once they are used up.
         microjoules: Energy of a call; None where it cannot tell.
         visits_left: Visits of a workload until Ctrl-C; negative for never.
@@ -110,6 +111,7 @@ class MadeUpDevice(Profiler):
         self.refused: dict[str, str] = {}
         self.latencies_us: dict[str, float] = {}
         self.rounds_us: dict[str, list[float]] = {}
+        self.loadings_us: dict[str, list[float]] = {}
         self.states: list[MachineState] = []
         self.microjoules: float | None = None
         self.visits_left = -1
@@ -172,6 +174,7 @@ class _MadeUpBench:
     def __init__(self, device: MadeUpDevice, names: list[str]) -> None:
         self._device, self._names = device, names
         self._rounds = [0] * len(names)
+        self._loading = [names[:index].count(name) for index, name in enumerate(names)]
 
     def prepare(self, index: int, settings: TimingSettings) -> None:
         pass
@@ -184,6 +187,8 @@ class _MadeUpBench:
             name = self._names[index]
             by_round = self._device.rounds_us.get(name)
             usual_us = self._device.latencies_us.get(name, 10.0 * len(name))
+            if name in self._device.loadings_us:
+                usual_us = self._device.loadings_us[name][self._loading[index]]
             number, self._rounds[index] = self._rounds[index], self._rounds[index] + 1
             yield Visit(samples_us=np.full(count, by_round[number] if by_round else usual_us))
 

@@ -80,6 +80,44 @@ def test_the_halves_of_a_network_are_its_even_and_odd_rounds(
     assert timing.statistics.n == 20
 
 
+@pytest.mark.parametrize(
+    ("loadings_us", "first_us", "second_us"),
+    [
+        ([20.0, 22.0, 20.2], 20.0, 20.2),  # one that is slow for as long as it is loaded
+        ([22.0, 20.0, 20.2], 20.0, 20.2),
+        ([20.0, 20.2, 18.0], 20.0, 20.2),  # one that is fast is no better
+        ([20.0, 20.0, 20.0], 20.0, 20.0),
+    ],
+)
+def test_a_network_is_loaded_several_times_and_the_odd_loading_does_not_count(
+    device: Device,
+    make_operator: MakeOperator,
+    loadings_us: list[float],
+    first_us: float,
+    second_us: float,
+) -> None:
+    device.loadings = 3
+    odd, other = make_operator(4), make_operator(5)
+    device.loadings_us = {odd.name: loadings_us}
+    device.latencies_us = {other.name: 30.0}
+    settings = TimingSettings(min_samples=60, max_samples=60, samples_per_round=4)
+    timing, plain = device.time_networks([odd, other], settings)
+    assert device.measured == [odd.name] * 3 + [other.name] * 3
+    assert (timing.first_us, timing.second_us) == (first_us, second_us)
+    assert first_us <= timing.statistics.median_us <= second_us
+    assert timing.statistics.n == 2 * 60 / 3
+    assert plain.statistics.median_us == 30.0
+
+
+def test_loadings_share_the_samples_of_a_network_and_take_no_fewer_than_are_enough() -> None:
+    settings = TimingSettings.for_networks()
+    assert settings.shared_by(1) == settings
+    shared = settings.shared_by(3)
+    assert (shared.min_samples, shared.max_samples) == (67, 100)
+    few = TimingSettings(min_samples=10, max_samples=20, samples_per_round=9).shared_by(3)
+    assert (few.min_samples, few.max_samples) == (10, 10)
+
+
 def test_a_network_that_is_refused_is_named(
     device: Device, make_operator: MakeOperator, quick: TimingSettings
 ) -> None:
