@@ -254,7 +254,7 @@ def _labels(axes: Axes, places: dict[str, tuple[float, float]], front: Sequence[
                 box.width * box.height - _common_area(box, axes.bbox)
             )
 
-        drawn.append(put(min(range(len(_SIDES)), key=covers)))
+        drawn.append(put(min(range(len(_SIDES)), key=covers)).padded(_CLEARANCE_PIXELS))
 
 
 def _common_area(box: Bbox, other: Bbox) -> float:
