@@ -50,6 +50,7 @@ _SIDES = (
 )
 """Where a point's name can be, in points from it, the first the best; and its alignment."""
 _CLEARANCE_PIXELS = 2.0
+_BETWEEN_NAMES_PIXELS = 6.0
 _OUTSIDE = 10.0
 """How much worse it is for a name to leave the axes than to cover something."""
 
@@ -254,7 +255,8 @@ def _labels(axes: Axes, places: dict[str, tuple[float, float]], front: Sequence[
                 box.width * box.height - _common_area(box, axes.bbox)
             )
 
-        drawn.append(put(min(range(len(_SIDES)), key=covers)).padded(_CLEARANCE_PIXELS))
+        chosen = min(range(len(_SIDES)), key=covers)
+        drawn.append(put(chosen).padded(_BETWEEN_NAMES_PIXELS))
 
 
 def _common_area(box: Bbox, other: Bbox) -> float:
