@@ -134,8 +134,9 @@ class TimingSettings:
     def for_networks(cls, *, relative_width: float = 0.005, seed: int = 0) -> Self:
         """Return settings for whole networks, of which there are few and from which more follows.
 
-        A sample lasts half a millisecond and there are at least 200, so that even a single network
-        is watched for a tenth of a second: a shorter look catches one mood of a shared machine.
+        A sample lasts half a millisecond and there are at least 200, of all its loadings, so that
+        even a single network is watched for a tenth of a second: a shorter look catches one mood of
+        a shared machine.
         """
         return cls(
             relative_width=relative_width,
