@@ -261,9 +261,9 @@ class Timed:
 def without_the_odd_one(loadings: Sequence[Timed]) -> Timed:
     """Put the samples of a workload's loadings together, but for the odd ones.
 
-    Now and then a workload is several percent slower for as long as it is loaded, wherever its
-    memory came to lie (benchmarks/latency/loadings.py). That says nothing of the workload. So those
-    count whose medians are next to the middle one: two of three, the only one of one.
+    Now and then a workload is several percent slower for as long as it is loaded, and at its usual
+    speed when it is loaded again (benchmarks/latency/loadings.py). So those count whose medians are
+    next to the middle one: two of three, the only one of one.
 
     Args:
         loadings: At least one, as they were timed in the same rounds.
