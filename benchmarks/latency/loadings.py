@@ -5,7 +5,7 @@
 
 In each seed four networks, drawn at random, are loaded again and again into one process, and all of
 these are timed in the same shuffled rounds, as whole networks are by default. How far a loading's
-median is from the middle of its network's is compared with what `without_the_odd_one` makes of
+median is from the middle of its network's is compared with what `without_odd_loadings` makes of
 three loadings that share the samples of one.
 """
 
@@ -26,14 +26,13 @@ from hwnas.core.progress import SILENT
 from hwnas.space.registry import space_from_spec
 from hwnas.space.spec import space_spec
 from hwnas_profilers.profiler import profiler_for
-from hwnas_profilers.timing import Timed, TimingSettings, without_the_odd_one
+from hwnas_profilers.timing import LOADINGS, Timed, TimingSettings, without_odd_loadings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parents[1] / "results" / "latency"
 NETWORKS = 4
-TOGETHER = 3
 FAR_PERCENT = 2.0
 
 
@@ -75,7 +74,7 @@ def main() -> None:
             "threads": 1,
             "loadings": asked.loadings,
             "samples of a loading": settings.max_samples,
-            "put together": TOGETHER,
+            "put together": LOADINGS,
         },
         "figures": figures,
         "networks": networks,
@@ -91,9 +90,8 @@ def main() -> None:
 
 def _medians(loadings: list[Timed]) -> dict[str, list[float]]:
     """Return the median of each loading, and of each three that share their samples."""
-    shared = [_share(each, index % TOGETHER) for index, each in enumerate(loadings)]
-    whole = range(0, len(shared) - TOGETHER + 1, TOGETHER)
-    together = [without_the_odd_one(shared[begin : begin + TOGETHER]) for begin in whole]
+    shared = [_share(each, index % LOADINGS) for index, each in enumerate(loadings)]
+    together = without_odd_loadings(shared[: len(shared) // LOADINGS * LOADINGS], LOADINGS)
     return {
         "single_us": [float(np.median(each.samples_us)) for each in loadings],
         "together_us": [float(np.median(each.samples_us)) for each in together],
@@ -102,7 +100,7 @@ def _medians(loadings: list[Timed]) -> dict[str, list[float]]:
 
 def _share(timed: Timed, which: int) -> Timed:
     """Return every third round, from one of the first three on."""
-    return Timed(rounds=timed.rounds[which::TOGETHER], cores_ns=timed.cores_ns[which::TOGETHER])
+    return Timed(rounds=timed.rounds[which::LOADINGS], cores_ns=timed.cores_ns[which::LOADINGS])
 
 
 def _figures(networks: list[dict[str, Any]], name: str) -> dict[str, float]:

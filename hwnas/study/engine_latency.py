@@ -19,7 +19,7 @@ from hwnas.study.gather import ENGINE_LATENCY_FILE, read_engine_session
 from hwnas.study.latency import EngineSession, engine_place
 from hwnas_profilers.profiler import normal_input
 from hwnas_profilers.statistics import summarize
-from hwnas_profilers.timing import LOADINGS, time_interleaved, without_the_odd_one
+from hwnas_profilers.timing import LOADINGS, time_interleaved, without_odd_loadings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,10 +92,7 @@ def _session(
                 runner = stack.enter_context(open_runner(bundle, card, progress=progress))
                 samplers.append(runner.sampler_on(normal_input(runner, generator, batch)))
         timed = time_interleaved(samplers, settings.shared_by(LOADINGS), progress=progress)
-    statistics = [
-        summarize(without_the_odd_one(timed[begin : begin + LOADINGS]).samples_us)
-        for begin in range(0, len(timed), LOADINGS)
-    ]
+    statistics = [summarize(each.samples_us) for each in without_odd_loadings(timed, LOADINGS)]
     return EngineSession(
         engines=dict(zip(engines, statistics, strict=True)), provenance=provenance()
     )

@@ -22,7 +22,7 @@ from hwnas_profilers.timing import (
     Timed,
     time_in_rounds,
     time_interleaved,
-    without_the_odd_one,
+    without_odd_loadings,
 )
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Profiler(ABC):
     ) -> list[NetworkTiming]:
         """Time whole networks in shuffled rounds, each of which the runtime must take.
 
-        Each is loaded `loadings` times, which share its samples: see `without_the_odd_one`.
+        Each is loaded `loadings` times, which share its samples: see `without_odd_loadings`.
 
         Raises:
             ExportError: It refuses one.
@@ -204,10 +204,7 @@ class Profiler(ABC):
         shared = settings.shared_by(times)
         timed = self.time(loaded, shared, on_rejected=refuse, progress=progress)
         found = [samples for samples in timed if samples is not None]
-        return [
-            _network_timing(without_the_odd_one(found[begin : begin + times]))
-            for begin in range(0, len(found), times)
-        ]
+        return [_network_timing(samples) for samples in without_odd_loadings(found, times)]
 
     @final
     def memory_of(self, workload: Workload) -> ModelMemory | None:

@@ -47,7 +47,7 @@ _SHARED = "shared core"
 _MOST_DROPPED = 3
 _REMEMBERED_VISITS = 5_000
 LOADINGS = 3
-"""Of a workload whose latency is to be compared: see `without_the_odd_one`."""
+"""Of a workload whose latency is to be compared: see `without_odd_loadings`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,19 +258,27 @@ class Timed:
         return sum(map(len, self.rounds))
 
 
-def without_the_odd_one(loadings: Sequence[Timed]) -> Timed:
-    """Put the samples of a workload's loadings together, but for the odd ones.
+def without_odd_loadings(timed: Sequence[Timed], loadings: int) -> list[Timed]:
+    """Put the samples of each workload's loadings together, but for the odd ones.
 
     Now and then a workload is several percent slower for as long as it is loaded, and at its usual
     speed when it is loaded again (benchmarks/latency/loadings.py). So those count whose medians are
     next to the middle one: two of three, the only one of one.
 
     Args:
-        loadings: At least one, as they were timed in the same rounds.
+        timed: All loadings of the first workload, then of the next; timed in the same rounds.
+        loadings: Of each workload, at least one.
 
     Returns:
-        Their rounds in turn: of two loadings, every other round is of the same one.
+        For each workload the rounds in turn: of two loadings, every other one is of the same.
     """
+    return [
+        _without_the_odd_one(timed[begin : begin + loadings])
+        for begin in range(0, len(timed), loadings)
+    ]
+
+
+def _without_the_odd_one(loadings: Sequence[Timed]) -> Timed:
     medians = [float(np.median(each.samples_us)) for each in loadings]
     middle = sorted(medians)[len(medians) // 2]
     order = sorted(range(len(medians)), key=lambda place: abs(medians[place] - middle))
